@@ -1,0 +1,61 @@
+"""The errors of kvstore. A miss is an answer and never an error.
+
+    KVStoreError
+    ├── InvalidRequest      a value handed in is wrong: which one, what it was, what is allowed
+    ├── ConfigInvalid       the configuration cannot be used: key, value, allowed range
+    ├── NamespaceMismatch   a namespace exists under this name with another value in `field`
+    ├── LimitExceeded       a limit was hit: which one and how large it is
+    ├── LeaseExpired        a lease or reservation was used after its end
+    └── Unavailable         a store or tier cannot serve: closed, or its device or memory is not to be had
+
+`code` is the canonical status name that the service answers with.
+"""
+
+
+class KVStoreError(Exception):
+    """Base of every error that kvstore raises on purpose."""
+
+    code = "INTERNAL"
+
+
+class InvalidRequest(KVStoreError, ValueError):
+    """A value handed in is wrong; the text names it, its value and what is allowed."""
+
+    code = "INVALID_ARGUMENT"
+
+
+class ConfigInvalid(KVStoreError, ValueError):
+    """The configuration cannot be used; the text names key, value and allowed range."""
+
+    code = "INVALID_ARGUMENT"
+
+
+class NamespaceMismatch(KVStoreError, ValueError):
+    """A namespace of this name exists with another value in `field`."""
+
+    code = "FAILED_PRECONDITION"
+
+    def __init__(self, name: str, field: str, stored: object, wanted: object) -> None:
+        super().__init__(
+            f"namespace {name!r} exists with {field}={stored!r}, not {wanted!r}; "
+            f"use the same {field}, or give the new namespace another name"
+        )
+        self.name, self.field, self.stored, self.wanted = name, field, stored, wanted
+
+
+class LimitExceeded(KVStoreError):
+    """A limit was hit; the text names the limit and its size."""
+
+    code = "RESOURCE_EXHAUSTED"
+
+
+class LeaseExpired(KVStoreError):
+    """A lease or reservation was used after it had been released, committed or timed out."""
+
+    code = "ABORTED"
+
+
+class Unavailable(KVStoreError):
+    """A store or tier cannot serve: closed, or its device or memory is not to be had."""
+
+    code = "UNAVAILABLE"

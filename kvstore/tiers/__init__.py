@@ -1,0 +1,1 @@
+"""Storage tiers: one file each, all behind the contract in base.py."""
