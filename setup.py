@@ -12,9 +12,9 @@ MODULES = {
     "hash": ["sha256", "xxh3", "chain"],
     "transfer": ["copy"],
     "arena": ["memory", "slots"],
-    "index": ["index", "lease", "lru", "evict"],
+    "index": ["index", "lease", "lru", "evict", "moves", "removal", "audit"],
     "blockio": ["blockio", "xxh3"],
-    "clocked": ["index", "lease"],
+    "clocked": ["index", "lease", "lru"],
 }
 SANITIZE = os.environ.get("KVSTORE_SANITIZE") == "1"
 FLAGS = ["-std=c11", "-D_GNU_SOURCE", "-O3", "-g", "-Wall", "-Wextra", "-Wno-unused-function", "-pthread"]

@@ -1,0 +1,327 @@
+#include "evict.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "lease.h"
+#include "policy.h"
+
+int kv_evict_attach(kv_index *index, kv_table *table) {
+    if (index->num_tables == KV_TABLES_MAX) return -ENOSPC;
+    index->tables[index->num_tables++] = table;
+    return 0;
+}
+
+void kv_evict_detach(kv_index *index, kv_table *table) {
+    for (uint32_t i = 0; i < index->num_tables; i++)
+        if (index->tables[i] == table) {
+            index->tables[i] = index->tables[--index->num_tables];
+            return;
+        }
+}
+
+void kv_evict_drain(kv_index *index) {
+    for (uint32_t i = 0; i < index->num_tables; i++) {
+        kv_leases *shared = index->tables[i]->shared;
+        uint32_t head = atomic_load_explicit(&shared->touch_head, memory_order_acquire);
+        uint32_t tail = atomic_load_explicit(&shared->touch_tail, memory_order_relaxed);
+        if (head - tail > KV_TOUCHES) tail = head - KV_TOUCHES; /* a client wrote rubbish */
+        for (; tail != head; tail++) {
+            uint32_t id = shared->touch[tail & (KV_TOUCHES - 1)];
+            /* A hint: the id may have been given to another block since. */
+            if (id < index->ids_used && kv_state_of(&index->records[id]) == KV_VALID) index->policy->access(index, id);
+        }
+        atomic_store_explicit(&shared->touch_tail, tail, memory_order_release);
+    }
+}
+
+/* Candidates in a small hash, and in a bitmap that most lease entries miss. */
+typedef struct {
+    uint64_t bits[1024];
+    uint16_t slot[4 * KV_BATCH]; /* candidate + 1 */
+} kv_sieve;
+
+static inline uint32_t sieve_hash(uint32_t id) { return id * 2654435761u; }
+
+static void sieve_fill(kv_sieve *sieve, const uint32_t *ids, uint32_t num_ids) {
+    memset(sieve, 0, sizeof *sieve);
+    for (uint32_t i = 0; i < num_ids; i++) {
+        uint32_t hash = sieve_hash(ids[i]), at = hash >> 22;
+        sieve->bits[hash >> 22] |= 1ULL << (hash >> 16 & 63);
+        while (sieve->slot[at] != 0) at = (at + 1) % (4 * KV_BATCH);
+        sieve->slot[at] = (uint16_t)(i + 1);
+    }
+}
+
+void kv_evict_leased(const kv_index *index, const uint32_t *ids, uint32_t num_ids, uint8_t *leased) {
+    kv_sieve sieve;
+    sieve_fill(&sieve, ids, num_ids);
+    memset(leased, 0, num_ids);
+    for (uint32_t t = 0; t < index->num_tables; t++) {
+        const kv_leases *shared = index->tables[t]->shared;
+        uint32_t top = atomic_load_explicit(&shared->groups_top, memory_order_relaxed);
+        if (top > index->tables[t]->num_groups) top = index->tables[t]->num_groups;
+        for (uint32_t entry = 0; entry < top * KV_GROUP; entry++) {
+            uint32_t id = atomic_load_explicit(&shared->lease[entry], memory_order_relaxed) - 1;
+            uint32_t hash = sieve_hash(id);
+            if (!(sieve.bits[hash >> 22] >> (hash >> 16 & 63) & 1)) continue;
+            for (uint32_t at = hash >> 22; sieve.slot[at] != 0; at = (at + 1) % (4 * KV_BATCH))
+                if (ids[sieve.slot[at] - 1] == id) leased[sieve.slot[at] - 1] = 1;
+        }
+    }
+}
+
+/* After the marks of a batch and before the scan of the leases. */
+static void writer_fence(void) {
+#ifndef KV_NO_WRITER_FENCE
+    atomic_thread_fence(memory_order_seq_cst);
+#else
+    atomic_signal_fence(memory_order_seq_cst); /* the litmus test proves that this is not enough */
+#endif
+}
+
+static uint64_t slot_nbytes(const kv_index *index, uint32_t id) {
+    return index->namespaces[index->records[id].ns].slot_nbytes;
+}
+
+static void free_near(kv_index *index, uint32_t id, kv_freed *freed) {
+    kv_record *record = &index->records[id];
+    uint64_t where = atomic_load_explicit(&record->where, memory_order_relaxed);
+    freed->near_places[freed->num_near] = kv_where_place(where);
+    freed->near_ns[freed->num_near++] = record->ns;
+    index->counts.num_near--;
+    index->counts.near_nbytes -= slot_nbytes(index, id);
+}
+
+static void free_far(kv_index *index, uint32_t id, kv_freed *freed) {
+    freed->far_places[freed->num_far] = index->links[id].far;
+    freed->far_ns[freed->num_far++] = index->records[id].ns;
+    index->links[id].far = KV_NONE;
+    index->counts.num_far--;
+    index->counts.far_nbytes -= slot_nbytes(index, id);
+}
+
+/* Takes `id` out of its order as a candidate, and out of its parent's child counts as if it were gone, so that the
+ * parent may be the next candidate of the same batch; then the parent inherits the position. */
+static void take(kv_index *index, uint32_t id, enum kv_tier tier) {
+    uint32_t parent = index->records[id].parent, heir = KV_NONE;
+    if (parent != KV_NONE) {
+        const kv_record *above = &index->records[parent];
+        kv_links *links = &index->links[parent];
+        if (tier == KV_NEAR) links->near_kids--;
+        if (tier == KV_FAR || index->links[id].far == KV_NONE) links->kids--;
+        uint32_t left = tier == KV_NEAR ? links->near_kids : links->kids;
+        int listed = above->flags & (KV_LISTED_NEAR | KV_LISTED_FAR);
+        if (left == 0 && !listed && kv_is_near(above) == (tier == KV_NEAR) && kv_state_of(above) == KV_VALID)
+            heir = parent;
+    }
+    index->policy->leave(index, id, heir);
+    kv_set_state(index, id, KV_EVICT, 0);
+}
+
+/* A lease won: the block stays, and so does everything above it (which the access covers). */
+static void spare(kv_index *index, uint32_t id, enum kv_tier tier, int leased) {
+    uint32_t parent = index->records[id].parent;
+    kv_set_state(index, id, KV_VALID, 0);
+    if (parent != KV_NONE) {
+        if (tier == KV_NEAR) index->links[parent].near_kids++;
+        if (tier == KV_FAR || index->links[id].far == KV_NONE) index->links[parent].kids++;
+    }
+    if (leased) index->policy->access(index, id); /* in use now: as good as used just now */
+    index->counts.spared++;
+}
+
+/* The block leaves the cache. It is unlisted, has no children and no lease, and `take` has uncounted it. */
+static void drop(kv_index *index, uint32_t id, enum kv_reason reason) {
+    uint32_t parent = index->records[id].parent;
+    kv_index_note_ghost(index, id, reason);
+    kv_index_unhash(index, id);
+    if (parent != KV_NONE) kv_index_bare(index, parent);
+    index->records[id].parent = KV_NONE;
+    kv_set_state(index, id, KV_FREE, 1);
+    index->counts.num_entries--;
+    index->namespaces[index->records[id].ns].num_entries--;
+    kv_index_give_id(index, id);
+}
+
+/* The verdicts on a batch, children before parents. Returns the bytes that came free. */
+static uint64_t settle_near(kv_index *index, const uint32_t *ids, uint32_t num_ids, kv_freed *freed) {
+    uint8_t leased[KV_BATCH];
+    uint64_t freed_nbytes = 0;
+    writer_fence();
+    kv_evict_leased(index, ids, num_ids, leased);
+    for (uint32_t i = 0; i < num_ids; i++) {
+        uint32_t id = ids[i];
+        if (leased[i] || index->links[id].near_kids > 0) {
+            spare(index, id, KV_NEAR, leased[i]);
+            continue;
+        }
+        freed_nbytes += slot_nbytes(index, id);
+        free_near(index, id, freed);
+        index->counts.evicted_near++;
+        kv_record *record = &index->records[id];
+        if (index->links[id].far == KV_NONE) {
+            index->counts.dropped_unwritten++;
+            drop(index, id, KV_WAS_UNWRITTEN);
+        } else {
+            atomic_store_explicit(&record->where, kv_where(KV_FAR, index->links[id].far), memory_order_relaxed);
+            kv_set_state(index, id, KV_VALID, 1);
+            index->policy->demoted(index, id);
+        }
+    }
+    return freed_nbytes;
+}
+
+enum choice { TAKE, SKIP, HIDE, STOP };
+
+/* Leased blocks that were spared since access number `began` are back at the hot end: the order has been walked. */
+static int walked(const kv_index *index, uint32_t id, uint32_t began) {
+    return (int32_t)(index->links[id].access - began) > 0;
+}
+
+static enum choice choose_near(const kv_index *index, uint32_t id, int keep_unwritten, uint32_t began) {
+    const kv_record *record = &index->records[id];
+    const kv_links *links = &index->links[id];
+    if (walked(index, id, began)) return STOP;
+    if (links->near_kids > 0) return HIDE;
+    int unwritten = links->far == KV_NONE;
+    if (unwritten && links->kids > 0) return HIDE;
+    if (unwritten && keep_unwritten) return STOP;
+    if (record->flags & KV_WRITEBACK) return keep_unwritten ? STOP : SKIP;
+    return TAKE;
+}
+
+uint64_t kv_evict_near(kv_index *index, uint64_t wanted_nbytes, int keep_unwritten, kv_freed *freed) {
+    uint64_t freed_nbytes = 0;
+    int stopped = 0;
+    kv_evict_drain(index);
+    uint32_t began = index->clock;
+    while (freed_nbytes < wanted_nbytes && !stopped && freed->num_near + KV_BATCH <= freed->capacity) {
+        uint32_t batch[KV_BATCH], num_batch = 0, id;
+        uint64_t batch_nbytes = 0;
+        /* A skipped block stays listed and is stepped over; a taken one is gone, and `id` asks from the same point. */
+        uint32_t after = KV_NONE;
+        while (num_batch < KV_BATCH && freed_nbytes + batch_nbytes < wanted_nbytes &&
+               (id = index->policy->coldest(index, KV_NEAR, after)) != KV_NONE) {
+            enum choice choice = choose_near(index, id, keep_unwritten, began);
+            if (choice == STOP) {
+                stopped = 1;
+                break;
+            }
+            if (choice == SKIP) {
+                after = id;
+            } else if (choice == HIDE) {
+                index->policy->leave(index, id, KV_NONE);
+            } else {
+                take(index, id, KV_NEAR);
+                batch[num_batch++] = id;
+                batch_nbytes += slot_nbytes(index, id);
+            }
+        }
+        if (num_batch == 0) break;
+        freed_nbytes += settle_near(index, batch, num_batch, freed);
+    }
+    return freed_nbytes;
+}
+
+uint64_t kv_evict_these(kv_index *index, const uint32_t *ids, uint32_t num_ids, int keep_unwritten, kv_freed *freed) {
+    uint64_t freed_nbytes = 0;
+    kv_evict_drain(index);
+    for (int progress = 1; progress;) { /* each pass takes what the pass before bared */
+        progress = 0;
+        for (uint32_t i = 0; i < num_ids && freed->num_near < freed->capacity; i++) {
+            const kv_record *record = &index->records[ids[i]];
+            if (kv_state_of(record) != KV_VALID || !kv_is_near(record)) continue;
+            if (choose_near(index, ids[i], keep_unwritten, index->clock) != TAKE) continue;
+            take(index, ids[i], KV_NEAR);
+            uint64_t nbytes = settle_near(index, &ids[i], 1, freed);
+            freed_nbytes += nbytes;
+            progress |= nbytes > 0;
+        }
+    }
+    return freed_nbytes;
+}
+
+static uint64_t settle_far(kv_index *index, const uint32_t *ids, uint32_t num_ids, kv_freed *freed) {
+    uint8_t leased[KV_BATCH];
+    uint64_t freed_nbytes = 0;
+    writer_fence();
+    kv_evict_leased(index, ids, num_ids, leased);
+    for (uint32_t i = 0; i < num_ids; i++) {
+        uint32_t id = ids[i];
+        if (leased[i] || index->links[id].kids > 0) {
+            spare(index, id, KV_FAR, leased[i]);
+            continue;
+        }
+        freed_nbytes += slot_nbytes(index, id);
+        free_far(index, id, freed);
+        index->counts.evicted_far++;
+        drop(index, id, KV_WAS_EVICTED);
+    }
+    return freed_nbytes;
+}
+
+uint64_t kv_evict_far(kv_index *index, uint64_t wanted_nbytes, kv_freed *freed) {
+    uint64_t freed_nbytes = 0;
+    kv_evict_drain(index);
+    uint32_t began = index->clock;
+    for (;;) {
+        uint32_t batch[KV_BATCH], num_batch = 0, id, after = KV_NONE;
+        uint64_t batch_nbytes = 0;
+        while (num_batch < KV_BATCH && freed_nbytes + batch_nbytes < wanted_nbytes &&
+               freed->num_far + num_batch < freed->capacity &&
+               (id = index->policy->coldest(index, KV_FAR, after)) != KV_NONE) {
+            if (walked(index, id, began)) break;
+            if (index->records[id].flags & KV_PROMOTING) {
+                after = id;
+                continue;
+            }
+            if (index->links[id].kids > 0) {
+                index->policy->leave(index, id, KV_NONE); /* listed again when its last child goes */
+                continue;
+            }
+            take(index, id, KV_FAR);
+            batch[num_batch++] = id;
+            batch_nbytes += slot_nbytes(index, id);
+        }
+        if (num_batch == 0) return freed_nbytes;
+        freed_nbytes += settle_far(index, batch, num_batch, freed);
+        if (freed_nbytes >= wanted_nbytes) return freed_nbytes;
+    }
+}
+
+uint32_t kv_evict_reap(kv_index *index, kv_freed *freed) {
+    uint32_t reaped = 0, kept = KV_NONE;
+    while (index->removed_head != KV_NONE && freed->num_near + KV_BATCH <= freed->capacity &&
+           freed->num_far + KV_BATCH <= freed->capacity) {
+        uint32_t batch[KV_BATCH], num_batch = 0;
+        uint8_t leased[KV_BATCH];
+        for (; num_batch < KV_BATCH && index->removed_head != KV_NONE; num_batch++) {
+            batch[num_batch] = index->removed_head;
+            index->removed_head = index->links[index->removed_head].next;
+        }
+        writer_fence();
+        kv_evict_leased(index, batch, num_batch, leased);
+        for (uint32_t i = 0; i < num_batch; i++) {
+            uint32_t id = batch[i];
+            if (leased[i] || (index->records[id].flags & (KV_WRITEBACK | KV_PROMOTING))) {
+                index->links[id].next = kept;
+                kept = id;
+                continue;
+            }
+            if (kv_is_near(&index->records[id])) free_near(index, id, freed);
+            if (index->links[id].far != KV_NONE) free_far(index, id, freed);
+            kv_set_state(index, id, KV_FREE, 1);
+            kv_index_give_id(index, id);
+            index->counts.num_removed--;
+            reaped++;
+        }
+    }
+    while (kept != KV_NONE) {
+        uint32_t next = index->links[kept].next;
+        index->links[kept].next = index->removed_head;
+        index->removed_head = kept;
+        kept = next;
+    }
+    return reaped;
+}

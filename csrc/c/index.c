@@ -1,0 +1,452 @@
+#include "index.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "policy.h"
+
+/* Buckets are 78 % full when every record is in use: 11.7 bytes per record, and a home bucket nearly always holds. */
+#define LOAD 0.78
+#define HEADER_NBYTES 4096
+
+static void *private_pages(size_t nbytes) {
+    void *pages = mmap(NULL, nbytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    return pages == MAP_FAILED ? NULL : pages;
+}
+
+static size_t links_nbytes(const kv_index *index) { return (size_t)index->entries_max * sizeof(kv_links); }
+static size_t writing_nbytes(const kv_index *index) { return (size_t)index->entries_max * sizeof(uint32_t); }
+
+int kv_index_create(kv_index *index, uint32_t entries_max, const uint64_t seed[2]) {
+    memset(index, 0, sizeof *index);
+    index->entries_max = entries_max;
+    index->num_buckets = (uint64_t)((double)entries_max / (KV_BUCKET_SLOTS * LOAD)) + 1;
+    size_t records_offset = HEADER_NBYTES + index->num_buckets * sizeof(kv_bucket);
+    size_t total = records_offset + (size_t)entries_max * sizeof(kv_record);
+    index->fd = memfd_create("kvstore-index", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    if (index->fd < 0) return -errno;
+    if (ftruncate(index->fd, (off_t)total) != 0) goto failed;
+    uint8_t *region = mmap(NULL, total, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, index->fd, 0);
+    if (region == MAP_FAILED) goto failed;
+    index->header = (kv_header *)region;
+    *index->header = (kv_header){.magic = KV_INDEX_MAGIC, .abi = 1, .entries_max = entries_max,
+                                 .num_buckets = index->num_buckets, .seed = {seed[0], seed[1]},
+                                 .buckets_offset = HEADER_NBYTES, .records_offset = records_offset,
+                                 .total_nbytes = total};
+    index->buckets = (kv_bucket *)(region + HEADER_NBYTES);
+    index->records = (kv_record *)(region + records_offset);
+    index->seed0 = seed[0];
+    index->seed1 = seed[1];
+    index->links = private_pages(links_nbytes(index));
+    index->writing = private_pages(writing_nbytes(index));
+    index->ghosts = private_pages(KV_GHOSTS * sizeof(kv_ghost));
+    index->namespaces = private_pages((KV_NAMESPACES_MAX + 1) * sizeof(kv_ns));
+    if (!index->links || !index->writing || !index->ghosts || !index->namespaces) {
+        kv_index_destroy(index);
+        return -ENOMEM;
+    }
+    index->free_head = index->removed_head = KV_NONE;
+    index->near_order = index->far_order = (kv_order){KV_NONE, KV_NONE, 0};
+    index->policy = &kv_lru;
+    return 0;
+failed: {
+    int error = errno;
+    close(index->fd);
+    return -error;
+}
+}
+
+void kv_index_destroy(kv_index *index) {
+    if (index->header == NULL) return;
+    if (index->links) munmap(index->links, links_nbytes(index));
+    if (index->writing) munmap(index->writing, writing_nbytes(index));
+    if (index->ghosts) munmap(index->ghosts, KV_GHOSTS * sizeof(kv_ghost));
+    if (index->namespaces) munmap(index->namespaces, (KV_NAMESPACES_MAX + 1) * sizeof(kv_ns));
+    munmap(index->header, index->header->total_nbytes);
+    close(index->fd);
+    index->header = NULL;
+}
+
+double kv_index_nbytes_per_entry(const kv_index *index) {
+    double buckets = (double)index->num_buckets * sizeof(kv_bucket) / index->entries_max;
+    return sizeof(kv_record) + sizeof(kv_links) + buckets;
+}
+
+/* ---- ids ---- */
+
+uint32_t kv_index_take_id(kv_index *index) {
+    uint32_t id = index->free_head;
+    if (id != KV_NONE) index->free_head = index->links[id].next;
+    else if (index->ids_used < index->entries_max) id = index->ids_used++;
+    return id;
+}
+
+void kv_index_give_id(kv_index *index, uint32_t id) {
+    index->records[id].flags = 0;
+    index->links[id].next = index->free_head;
+    index->free_head = id;
+}
+
+/* ---- buckets ---- */
+
+uint32_t kv_index_find(const kv_index *index, const uint8_t *key) {
+    uint64_t home = kv_home(index, key);
+    uint64_t number = kv_home_bucket(index, home);
+    for (uint64_t passed = 0; passed < index->num_buckets; passed++) {
+        const kv_bucket *bucket = &index->buckets[number];
+        for (int slot = 0; slot < KV_BUCKET_SLOTS; slot++) {
+            uint64_t value = atomic_load_explicit(&bucket->slot[slot], memory_order_relaxed);
+            if ((uint32_t)(value >> 32) != kv_home_tag(home) || (uint32_t)value == 0) continue;
+            if (kv_key_equals(&index->records[(uint32_t)value - 1], key)) return (uint32_t)value - 1;
+        }
+        if (atomic_load_explicit(&bucket->overflow, memory_order_relaxed) == 0) break;
+        if (++number == index->num_buckets) number = 0;
+    }
+    return KV_NONE;
+}
+
+/* The record is complete before its slot is published. There is always an empty slot: fewer records than slots. */
+static void hash_in(kv_index *index, uint32_t id, const uint8_t *key) {
+    uint64_t home = kv_home(index, key);
+    uint64_t number = kv_home_bucket(index, home);
+    for (;;) {
+        kv_bucket *bucket = &index->buckets[number];
+        for (int slot = 0; slot < KV_BUCKET_SLOTS; slot++)
+            if (atomic_load_explicit(&bucket->slot[slot], memory_order_relaxed) == 0) {
+                uint64_t value = (uint64_t)kv_home_tag(home) << 32 | (id + 1);
+                atomic_store_explicit(&bucket->slot[slot], value, memory_order_release);
+                return;
+            }
+        atomic_fetch_add_explicit(&bucket->overflow, 1, memory_order_release);
+        if (++number == index->num_buckets) number = 0;
+    }
+}
+
+/* Items never move: a reader can only miss what is really gone. */
+void kv_index_unhash(kv_index *index, uint32_t id) {
+    uint8_t key[KV_KEY_NBYTES];
+    kv_record_key(&index->records[id], key);
+    uint64_t home = kv_home(index, key);
+    uint64_t first = kv_home_bucket(index, home), number = first;
+    uint64_t wanted = (uint64_t)kv_home_tag(home) << 32 | (id + 1);
+    for (uint64_t passed = 0; passed < index->num_buckets; passed++) {
+        kv_bucket *bucket = &index->buckets[number];
+        for (int slot = 0; slot < KV_BUCKET_SLOTS; slot++)
+            if (atomic_load_explicit(&bucket->slot[slot], memory_order_relaxed) == wanted) {
+                atomic_store_explicit(&bucket->slot[slot], 0, memory_order_release);
+                for (uint64_t on_path = first; on_path != number;) {
+                    atomic_fetch_sub_explicit(&index->buckets[on_path].overflow, 1, memory_order_release);
+                    if (++on_path == index->num_buckets) on_path = 0;
+                }
+                return;
+            }
+        if (++number == index->num_buckets) number = 0;
+    }
+}
+
+uint32_t kv_index_match(const kv_index *index, const uint8_t *keys, uint32_t num_keys, uint32_t *num_near,
+                        uint32_t *near_total) {
+    uint32_t matched = 0;
+    *num_near = *near_total = 0;
+    for (; matched < num_keys; matched++) {
+        if (matched % 64 == 0)
+            for (uint32_t i = matched; i < num_keys && i < matched + 64; i++)
+                __builtin_prefetch(
+                    &index->buckets[kv_home_bucket(index, kv_home(index, keys + (size_t)i * KV_KEY_NBYTES))]);
+        uint32_t id = kv_index_find(index, keys + (size_t)matched * KV_KEY_NBYTES);
+        if (id == KV_NONE) break;
+        uint8_t state = kv_state_of(&index->records[id]);
+        if (state != KV_VALID && state != KV_EVICT) break;
+        if (kv_is_near(&index->records[id])) {
+            if (*num_near == matched) ++*num_near;
+            ++*near_total;
+        }
+    }
+    return matched;
+}
+
+/* ---- chains: who extends whom ---- */
+
+/* A block that lost a child may have become the next to go. */
+void kv_index_bare(kv_index *index, uint32_t parent) {
+    const kv_record *record = &index->records[parent];
+    const kv_links *links = &index->links[parent];
+    if (kv_state_of(record) != KV_VALID || (record->flags & (KV_LISTED_NEAR | KV_LISTED_FAR))) return;
+    if (kv_is_near(record) ? links->near_kids == 0 : links->kids == 0) index->policy->bared(index, parent);
+}
+
+/* `id` stops counting as a child of its parent. */
+void kv_index_detach(kv_index *index, uint32_t id) {
+    kv_record *record = &index->records[id];
+    uint32_t parent = record->parent;
+    if (parent == KV_NONE) return;
+    index->links[parent].kids--;
+    if (kv_is_near(record)) index->links[parent].near_kids--;
+    record->parent = KV_NONE;
+    kv_index_bare(index, parent);
+}
+
+void kv_index_note_ghost(kv_index *index, uint32_t id, enum kv_reason reason) {
+    uint8_t key[KV_KEY_NBYTES];
+    kv_record_key(&index->records[id], key);
+    uint64_t home = kv_home(index, key);
+    index->ghosts[home % KV_GHOSTS] = (kv_ghost){home, index->now_s, reason};
+}
+
+enum kv_reason kv_index_ghost(const kv_index *index, const uint8_t *key, uint32_t *time_s) {
+    uint64_t home = kv_home(index, key);
+    const kv_ghost *ghost = &index->ghosts[home % KV_GHOSTS];
+    *time_s = ghost->time_s;
+    return ghost->fingerprint == home && ghost->reason != KV_NEVER ? (enum kv_reason)ghost->reason : KV_NEVER;
+}
+
+static kv_ns *ns_of(const kv_index *index, uint32_t id) { return &index->namespaces[index->records[id].ns]; }
+static uint64_t slot_nbytes(const kv_index *index, uint32_t id) { return ns_of(index, id)->slot_nbytes; }
+static int is_complete(const kv_index *index, uint32_t id) {
+    return index->links[id].next == ns_of(index, id)->all_parts;
+}
+
+static void forget_writing(kv_index *index, uint32_t id) {
+    uint32_t at = index->links[id].access, last = index->writing[--index->counts.num_writing];
+    index->writing[at] = last;
+    index->links[last].access = at;
+    index->counts.writing_nbytes -= slot_nbytes(index, id);
+}
+
+/* From VALID, or WRITING with no part out, to REMOVED: not found any more, its memory waits for the last lease. */
+void kv_index_retire(kv_index *index, uint32_t id, enum kv_reason reason) {
+    kv_record *record = &index->records[id];
+    kv_links *links = &index->links[id];
+    int was_writing = kv_state_of(record) == KV_WRITING;
+    if (was_writing) {
+        if (is_complete(index, id)) index->counts.num_waiting--;
+        forget_writing(index, id);
+        links->prev = links->next = KV_NONE;
+    } else {
+        index->policy->leave(index, id, KV_NONE);
+    }
+    kv_index_note_ghost(index, id, reason);
+    if (!(record->flags & KV_ORPHAN)) kv_index_unhash(index, id);
+    kv_index_detach(index, id);
+    kv_set_state(index, id, KV_REMOVED, 1);
+    /* The near bytes of a reservation were not counted as stored; they are until they are reaped. */
+    if (was_writing) {
+        index->counts.num_near++;
+        index->counts.near_nbytes += slot_nbytes(index, id);
+    }
+    links->next = index->removed_head;
+    index->removed_head = id;
+    index->counts.num_removed++;
+    index->counts.num_entries--;
+    ns_of(index, id)->num_entries--;
+}
+
+/* ---- reservations ---- */
+
+uint32_t kv_index_plan(const kv_index *index, const uint8_t *keys, uint32_t num_keys, uint32_t shard, uint8_t *plan,
+                       uint32_t *ids) {
+    uint32_t wanted = 0;
+    for (uint32_t i = 0; i < num_keys; i++) {
+        uint32_t id = kv_index_find(index, keys + (size_t)i * KV_KEY_NBYTES);
+        ids[i] = id;
+        if (id == KV_NONE) {
+            plan[i] = KV_WANTED;
+            wanted++;
+        } else if (kv_state_of(&index->records[id]) == KV_VALID) {
+            plan[i] = KV_PRESENT;
+        } else {
+            const kv_links *links = &index->links[id];
+            plan[i] = (links->prev | links->next) >> shard & 1 ? KV_BUSY : KV_JOIN;
+        }
+    }
+    return wanted;
+}
+
+static uint32_t begin_one(kv_index *index, const uint8_t *key, uint32_t parent, uint32_t shard, uint16_t ns,
+                          uint32_t place) {
+    uint32_t id = kv_index_take_id(index);
+    if (id == KV_NONE) return KV_NONE;
+    kv_record *record = &index->records[id];
+    for (int word = 0; word < KV_KEY_WORDS; word++)
+        atomic_store_explicit(&record->key[word], kv_load_word(key, word), memory_order_relaxed);
+    atomic_store_explicit(&record->where, kv_where(KV_NEAR, place), memory_order_relaxed);
+    record->parent = parent;
+    record->ns = ns;
+    record->flags = 0;
+    record->checksum = 0;
+    index->links[id] = (kv_links){.prev = 1u << shard, .next = 0, .far = KV_NONE};
+    index->links[id].access = (uint32_t)index->counts.num_writing;
+    index->writing[index->counts.num_writing++] = id;
+    index->counts.writing_nbytes += slot_nbytes(index, id);
+    if (parent != KV_NONE) {
+        index->links[parent].kids++;
+        index->links[parent].near_kids++;
+    }
+    kv_set_state(index, id, KV_WRITING, 0);
+    hash_in(index, id, key);
+    index->counts.num_entries++;
+    index->namespaces[ns].num_entries++;
+    return id;
+}
+
+uint32_t kv_index_begin(kv_index *index, const uint8_t *keys, uint32_t num_keys, uint32_t shard, uint16_t ns,
+                        const uint8_t *plan, uint32_t *ids, const uint32_t *places, uint32_t num_places) {
+    uint32_t used = 0;
+    int broken = 0;
+    for (uint32_t i = 0; i < num_keys; i++) {
+        if (plan[i] == KV_PRESENT || plan[i] == KV_BUSY) continue;
+        if (plan[i] == KV_JOIN && !broken) {
+            index->links[ids[i]].prev |= 1u << shard;
+            continue;
+        }
+        ids[i] = KV_NONE;
+        if (broken) continue;
+        uint32_t parent = i > 0 ? ids[i - 1] : KV_NONE;
+        if (used < num_places)
+            ids[i] = begin_one(index, keys + (size_t)i * KV_KEY_NBYTES, parent, shard, ns, places[used]);
+        if (ids[i] == KV_NONE) broken = 1;
+        else used++;
+    }
+    return used;
+}
+
+static int may_publish(const kv_index *index, uint32_t id) {
+    uint32_t parent = index->records[id].parent;
+    return parent == KV_NONE || kv_state_of(&index->records[parent]) == KV_VALID;
+}
+
+static void publish(kv_index *index, uint32_t id) {
+    forget_writing(index, id);
+    index->links[id].prev = index->links[id].next = KV_NONE;
+    index->links[id].access = index->clock;
+    index->counts.num_near++;
+    index->counts.near_nbytes += slot_nbytes(index, id);
+    kv_set_state(index, id, KV_VALID, 0);
+}
+
+/* Blocks that were complete before their parents: published as soon as these are. */
+static uint32_t publish_waiting(kv_index *index) {
+    uint32_t published = 0;
+    for (uint64_t i = 0; i < index->counts.num_writing && index->counts.num_waiting > 0;) {
+        uint32_t id = index->writing[i];
+        if (!is_complete(index, id) || !may_publish(index, id)) {
+            i++;
+            continue;
+        }
+        index->counts.num_waiting--;
+        publish(index, id);
+        index->policy->access(index, id);
+        published++;
+        i = 0; /* its children may lie before it */
+    }
+    return published;
+}
+
+uint32_t kv_index_commit(kv_index *index, const uint32_t *ids, uint32_t num_ids, uint32_t shard, uint8_t *committed) {
+    uint32_t published = 0, deepest = KV_NONE;
+    for (uint32_t i = 0; i < num_ids; i++) {
+        uint32_t id = ids[i];
+        kv_links *links = &index->links[id];
+        links->prev &= ~(1u << shard);
+        committed[i] = !(index->records[id].flags & KV_ORPHAN);
+        if (!committed[i]) {
+            if (links->prev == 0) kv_index_retire(index, id, KV_WAS_ABANDONED);
+            continue;
+        }
+        links->next |= 1u << shard;
+        if (!is_complete(index, id)) continue;
+        if (may_publish(index, id)) {
+            publish(index, id);
+            deepest = id;
+            published++;
+        } else {
+            index->counts.num_waiting++;
+        }
+    }
+    if (deepest != KV_NONE) index->policy->access(index, deepest);
+    if (published > 0 && index->counts.num_waiting > 0) published += publish_waiting(index);
+    return published;
+}
+
+/* What was reserved on top of a block that is gone can never become visible. */
+static void orphan_children(kv_index *index, uint32_t parent) {
+    for (uint64_t i = 0; i < index->counts.num_writing && index->links[parent].kids > 0; i++) {
+        uint32_t id = index->writing[i];
+        if (index->records[id].parent != parent) continue;
+        kv_index_unhash(index, id);
+        kv_index_detach(index, id);
+        if (is_complete(index, id)) index->counts.num_waiting--;
+        index->links[id].next = 0;
+        index->records[id].flags |= KV_ORPHAN;
+    }
+}
+
+/* Orphans and what hangs on them: those with no part out go now, the others when their reservation ends. */
+static void sweep_orphans(kv_index *index) {
+    for (uint64_t i = 0; i < index->counts.num_writing;) {
+        uint32_t id = index->writing[i];
+        if (!(index->records[id].flags & KV_ORPHAN)) {
+            i++;
+            continue;
+        }
+        uint64_t before = index->counts.num_writing;
+        if (index->links[id].kids > 0) orphan_children(index, id);
+        if (index->links[id].prev == 0) kv_index_retire(index, id, KV_WAS_ABANDONED);
+        /* Retiring fills position i from the end; new orphans may lie before it: look again from the start. */
+        i = index->counts.num_writing < before ? 0 : i + 1;
+    }
+}
+
+static void undo(kv_index *index, uint32_t id) {
+    if (index->links[id].kids > 0) orphan_children(index, id);
+    kv_index_retire(index, id, KV_WAS_ABANDONED);
+}
+
+void kv_index_abandon(kv_index *index, const uint32_t *ids, uint32_t num_ids, uint32_t shard) {
+    int orphans = 0;
+    for (uint32_t i = num_ids; i-- > 0;) { /* children before parents */
+        kv_links *links = &index->links[ids[i]];
+        links->prev &= ~(1u << shard);
+        if (links->prev != 0 || links->next != 0) continue;
+        orphans |= links->kids > 0;
+        undo(index, ids[i]);
+    }
+    if (orphans) sweep_orphans(index);
+}
+
+void kv_index_expire(kv_index *index, const uint32_t *ids, const uint64_t *words, uint32_t num_ids) {
+    for (uint32_t i = num_ids; i-- > 0;) {
+        uint64_t word = atomic_load_explicit(&index->records[ids[i]].state, memory_order_relaxed);
+        if (word != words[i] || (uint8_t)word != KV_WRITING || index->links[ids[i]].prev != 0) continue;
+        undo(index, ids[i]);
+    }
+    sweep_orphans(index);
+}
+
+uint32_t kv_index_adopt(kv_index *index, const uint8_t *key, uint32_t parent, uint16_t ns, uint32_t far,
+                        uint64_t checksum) {
+    if (kv_index_find(index, key) != KV_NONE) return KV_NONE;
+    uint32_t id = kv_index_take_id(index);
+    if (id == KV_NONE) return KV_NONE;
+    kv_record *record = &index->records[id];
+    for (int word = 0; word < KV_KEY_WORDS; word++)
+        atomic_store_explicit(&record->key[word], kv_load_word(key, word), memory_order_relaxed);
+    atomic_store_explicit(&record->where, kv_where(KV_FAR, far), memory_order_relaxed);
+    record->parent = parent;
+    record->ns = ns;
+    record->flags = KV_CHECKED;
+    record->checksum = checksum;
+    index->links[id] = (kv_links){.prev = KV_NONE, .next = KV_NONE, .access = index->clock, .far = far};
+    if (parent != KV_NONE) index->links[parent].kids++;
+    kv_set_state(index, id, KV_VALID, 0);
+    hash_in(index, id, key);
+    index->policy->demoted(index, id);
+    index->counts.num_entries++;
+    index->namespaces[ns].num_entries++;
+    index->counts.num_far++;
+    index->counts.far_nbytes += slot_nbytes(index, id);
+    return id;
+}

@@ -1,0 +1,261 @@
+/* The block index: which blocks are stored, and where the nearest copy of each lies.
+ *
+ * One writer (the owner of the store's lock), any number of readers in this or other processes. The shared region
+ * holds a header, buckets and 64-byte records; readers map it read-only and never write to it. What only the writer
+ * needs (eviction order, child counts, farther copies) lies in private memory. Records are named by ids (their
+ * number), never by pointers, so that every process may map the region where it likes.
+ *
+ * Protocol (docs/design.md, "Index and leases"): a reader publishes a lease, fences, then checks state and full key;
+ * the writer marks EVICT, fences, then scans the leases. Either the reader sees the mark or the writer sees the
+ * lease. A reader that dies anywhere leaves at most a lease behind.
+ */
+#ifndef KV_INDEX_H
+#define KV_INDEX_H
+
+#include <stdatomic.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define KV_KEY_NBYTES 32
+#define KV_KEY_WORDS 4
+#define KV_BUCKET_SLOTS 7
+#define KV_NONE UINT32_MAX /* no id, no place */
+#define KV_TABLES_MAX 256
+#define KV_NAMESPACES_MAX 65535
+#define KV_SHARDS_MAX 32
+
+enum kv_state {
+    KV_FREE = 0,
+    KV_WRITING = 1, /* reserved: found by writers, invisible to readers */
+    KV_VALID = 2,
+    KV_EVICT = 3,   /* an eviction is looking at it; for microseconds */
+    KV_REMOVED = 4, /* no longer found; waits for its last lease to end */
+};
+
+enum kv_tier { KV_NEAR = 0, KV_FAR = 1 }; /* the tier in `where`: readable in place, or to be promoted first */
+
+enum kv_flag {
+    KV_LISTED_NEAR = 1 << 0, /* in the near eviction order */
+    KV_LISTED_FAR = 1 << 1,  /* in the far eviction order */
+    KV_WRITEBACK = 1 << 2,   /* its bytes are being copied to the far tier: the near copy must stay */
+    KV_PROMOTING = 1 << 3,   /* its bytes are being copied near: the far copy must stay */
+    KV_ORPHAN = 1 << 4,      /* a reservation that can no longer become visible */
+    KV_CHECKED = 1 << 5,     /* `checksum` is known */
+};
+
+typedef struct {
+    _Atomic uint64_t state; /* generation:56 | kv_state:8 */
+    _Atomic uint64_t key[KV_KEY_WORDS];
+    _Atomic uint64_t where; /* kv_tier:32 | place:32 */
+    uint64_t checksum;      /* XXH3-64 of the bytes, once written to the far tier */
+    uint32_t parent;        /* id, KV_NONE for the first block of a prompt; a stored child keeps its parent stored */
+    uint16_t ns;
+    uint16_t flags; /* kv_flag; the writer's */
+} kv_record;
+_Static_assert(sizeof(kv_record) == 64, "a record is one cache line");
+
+typedef struct {
+    _Atomic uint64_t slot[KV_BUCKET_SLOTS]; /* tag:32 | id + 1:32; 0 = empty */
+    _Atomic uint64_t overflow;              /* entries whose probe passed over this bucket */
+} kv_bucket;
+_Static_assert(sizeof(kv_bucket) == 64, "a bucket is one cache line");
+
+#define KV_INDEX_MAGIC 0x3178646e49766bULL /* "kvIndx1" */
+typedef struct {
+    uint64_t magic, abi;
+    uint64_t entries_max, num_buckets;
+    uint64_t seed[2];                     /* random per index: keys come from clients */
+    uint64_t buckets_offset, records_offset, total_nbytes;
+} kv_header;
+
+/* Writer-private, one per record. While WRITING, `prev` holds the parts that are out in a reservation and `next`
+ * the parts that were committed (bit = shard). */
+typedef struct {
+    uint32_t prev, next; /* eviction order: towards the cold, towards the hot end is `next` */
+    uint32_t access;     /* number of the last access that covered this block */
+    uint32_t kids;       /* children stored in any tier, reservations included */
+    uint32_t near_kids;  /* children with a near copy, reservations included */
+    uint32_t far;        /* place of the far copy, or KV_NONE */
+} kv_links;
+_Static_assert(sizeof(kv_links) == 24, "private metadata is part of the 100 bytes per block");
+
+typedef struct {
+    uint32_t cold, hot; /* ends of the order, KV_NONE when empty */
+    uint64_t length;
+} kv_order;
+
+typedef struct kv_table kv_table; /* lease.h */
+typedef struct kv_policy kv_policy; /* policy.h */
+
+typedef struct {
+    uint64_t num_entries; /* in any state but FREE and REMOVED */
+    uint64_t num_writing;
+    uint64_t num_waiting; /* of the writing: complete, but a parent is not visible yet */
+    uint64_t num_near;    /* near copies of VALID and REMOVED entries, and near_nbytes likewise */
+    uint64_t num_far;
+    uint64_t num_removed; /* waiting for their last lease */
+    uint64_t near_nbytes, far_nbytes, writing_nbytes;
+    uint64_t evicted_near, evicted_far, dropped_unwritten, spared;
+} kv_counts;
+
+typedef struct {
+    uint64_t slot_nbytes; /* bytes that one block takes in a tier */
+    uint32_t all_parts;   /* bit mask of the shards that make a block complete */
+    uint32_t num_entries; /* stored or being written */
+} kv_ns;
+
+typedef struct {
+    uint64_t fingerprint;
+    uint32_t time_s;
+    uint32_t reason; /* kv_reason */
+} kv_ghost;
+
+enum kv_reason {
+    KV_NEVER = 0,
+    KV_WAS_EVICTED = 1,   /* from its last tier */
+    KV_WAS_UNWRITTEN = 2, /* evicted before its write-back was done */
+    KV_WAS_REMOVED = 3,
+    KV_WAS_CORRUPT = 4,
+    KV_WAS_ABANDONED = 5, /* reserved, never committed */
+};
+
+#define KV_GHOSTS (1u << 16)
+
+/* The handle of one process. Readers use only the first block of fields. */
+typedef struct {
+    kv_header *header;
+    kv_bucket *buckets;
+    kv_record *records;
+    uint64_t num_buckets, seed0, seed1;
+    uint32_t entries_max;
+    int fd;
+    /* the writer's */
+    kv_links *links;
+    kv_ghost *ghosts;
+    kv_ns *namespaces;
+    uint32_t *writing;        /* ids in state WRITING, `counts.num_writing` long; place in it is links.access */
+    uint32_t free_head;       /* list of freed ids through links.next */
+    uint32_t ids_used;        /* ids below this were handed out at least once */
+    uint32_t removed_head;    /* list of REMOVED ids through links.next */
+    uint32_t clock;           /* number of the latest access */
+    uint32_t now_s;           /* set by the caller with every writing call that can make ghosts */
+    kv_order near_order, far_order;
+    const kv_policy *policy;
+    kv_table *tables[KV_TABLES_MAX];
+    uint32_t num_tables;
+    kv_counts counts;
+} kv_index;
+
+static inline uint64_t kv_load_word(const uint8_t *bytes, int word) {
+    uint64_t value;
+    __builtin_memcpy(&value, bytes + 8 * word, 8);
+    return value;
+}
+
+static inline uint64_t kv_where(enum kv_tier tier, uint32_t place) { return (uint64_t)tier << 32 | place; }
+static inline enum kv_tier kv_where_tier(uint64_t where) { return (enum kv_tier)(where >> 32); }
+static inline uint32_t kv_where_place(uint64_t where) { return (uint32_t)where; }
+
+static inline uint8_t kv_state_of(const kv_record *record) {
+    return (uint8_t)atomic_load_explicit(&record->state, memory_order_acquire);
+}
+
+/* Home of a key: 32 bits choose the bucket, 32 others are the tag. */
+static inline uint64_t kv_home(const kv_index *index, const uint8_t *key) {
+    __uint128_t mixed =
+        (__uint128_t)(kv_load_word(key, 0) ^ index->seed0) * (kv_load_word(key, 1) ^ index->seed1);
+    return (uint64_t)mixed ^ (uint64_t)(mixed >> 64);
+}
+static inline uint64_t kv_home_bucket(const kv_index *index, uint64_t home) {
+    return (home >> 32) * index->num_buckets >> 32;
+}
+static inline uint32_t kv_home_tag(uint64_t home) { return (uint32_t)home; }
+
+static inline int kv_key_equals(const kv_record *record, const uint8_t *key) {
+    uint64_t differs = 0;
+    for (int word = 0; word < KV_KEY_WORDS; word++)
+        differs |= atomic_load_explicit(&record->key[word], memory_order_relaxed) ^ kv_load_word(key, word);
+    return differs == 0;
+}
+
+/* Make an index of `entries_max` records; memory is touched only as it is used. 0, or -errno. */
+int kv_index_create(kv_index *index, uint32_t entries_max, const uint64_t seed[2]);
+void kv_index_destroy(kv_index *index);
+/* Bytes of metadata per entry at full load: records, buckets and private links. */
+double kv_index_nbytes_per_entry(const kv_index *index);
+
+/* Exact lookup for the writer: the id in whatever state but FREE and REMOVED, or KV_NONE. */
+uint32_t kv_index_find(const kv_index *index, const uint8_t *key);
+
+/* Readers: leading blocks that are VALID; protects nothing. Returns how many; `*num_near` of them lead in the near
+ * tier without a gap, `*near_total` are near anywhere. */
+uint32_t kv_index_match(const kv_index *index, const uint8_t *keys, uint32_t num_keys, uint32_t *num_near,
+                        uint32_t *near_total);
+
+enum kv_plan { KV_PRESENT = 0, KV_BUSY = 1, KV_JOIN = 2, KV_WANTED = 3 };
+/* First half of a reservation of part `shard`: what each position needs. Returns the number of WANTED positions. */
+uint32_t kv_index_plan(const kv_index *index, const uint8_t *keys, uint32_t num_keys, uint32_t shard, uint8_t *plan,
+                       uint32_t *ids);
+/* Second half: gives WANTED positions the places in order; a position without one ends the run and stays KV_NONE
+ * in `ids`, as do WANTED and JOIN positions behind it. Joined and new ids belong to this reservation now. */
+uint32_t kv_index_begin(kv_index *index, const uint8_t *keys, uint32_t num_keys, uint32_t shard, uint16_t ns,
+                        const uint8_t *plan, uint32_t *ids, const uint32_t *places, uint32_t num_places);
+/* Commit part `shard` of reserved ids; complete blocks become visible once their parents are. Returns how many
+ * became visible now; `committed[i]` = 0 where the id can no longer become visible. */
+uint32_t kv_index_commit(kv_index *index, const uint32_t *ids, uint32_t num_ids, uint32_t shard, uint8_t *committed);
+/* Take part `shard` of reserved ids back. A block with no part left out and none committed is undone, and so is all
+ * that was reserved on top of it; kv_evict_reap hands the places out. */
+void kv_index_abandon(kv_index *index, const uint32_t *ids, uint32_t num_ids, uint32_t shard);
+/* Undo the blocks that some rank committed and others never came for: those of `ids` whose state word is still
+ * `words[i]`, with no part out. */
+void kv_index_expire(kv_index *index, const uint32_t *ids, const uint64_t *words, uint32_t num_ids);
+
+/* A recovered block: VALID with a far copy only. KV_NONE when the key exists or the index is full. */
+uint32_t kv_index_adopt(kv_index *index, const uint8_t *key, uint32_t parent, uint16_t ns, uint32_t far,
+                        uint64_t checksum);
+
+/* Removal (asked for, or rotten): the ids and every block that extends them stop being found at once. Returns how
+ * many were removed; kv_evict_reap hands their places out as their leases end. */
+uint32_t kv_index_remove(kv_index *index, const uint32_t *ids, uint32_t num_ids, enum kv_reason reason);
+uint32_t kv_index_clear(kv_index *index, uint16_t ns);
+
+/* Records that hold a copy in [first, last) of a tier: up to `ids_max` ids. */
+uint32_t kv_index_in_range(const kv_index *index, enum kv_tier tier, uint32_t first, uint32_t last, uint32_t *ids,
+                           uint32_t ids_max);
+
+enum kv_reason kv_index_ghost(const kv_index *index, const uint8_t *key, uint32_t *time_s);
+
+/* Audit: child counts, orders, counters and buckets against the records. 0, or the number of the broken rule. */
+int kv_index_check(const kv_index *index);
+
+/* For the files of the index only. */
+void kv_index_detach(kv_index *index, uint32_t id);
+void kv_index_bare(kv_index *index, uint32_t parent);
+void kv_index_retire(kv_index *index, uint32_t id, enum kv_reason reason);
+void kv_index_unhash(kv_index *index, uint32_t id);
+void kv_index_note_ghost(kv_index *index, uint32_t id, enum kv_reason reason);
+uint32_t kv_index_take_id(kv_index *index);
+void kv_index_give_id(kv_index *index, uint32_t id);
+static inline void kv_set_state(kv_index *index, uint32_t id, enum kv_state state, int new_generation) {
+    kv_record *record = &index->records[id];
+    uint64_t old = atomic_load_explicit(&record->state, memory_order_relaxed);
+    uint64_t generation = (old >> 8) + (new_generation ? 1 : 0);
+    atomic_store_explicit(&record->state, generation << 8 | state, memory_order_release);
+}
+static inline uint64_t kv_record_word(const kv_record *record) {
+    return atomic_load_explicit(&record->state, memory_order_acquire);
+}
+static inline uint32_t kv_record_place(const kv_record *record) {
+    return kv_where_place(atomic_load_explicit(&record->where, memory_order_acquire));
+}
+static inline void kv_record_key(const kv_record *record, uint8_t *key) {
+    for (int word = 0; word < KV_KEY_WORDS; word++) {
+        uint64_t value = atomic_load_explicit(&record->key[word], memory_order_relaxed);
+        __builtin_memcpy(key + 8 * word, &value, 8);
+    }
+}
+static inline int kv_is_near(const kv_record *record) {
+    return kv_where_tier(atomic_load_explicit(&record->where, memory_order_relaxed)) == KV_NEAR;
+}
+
+#endif

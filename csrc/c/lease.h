@@ -1,0 +1,63 @@
+/* Lease tables: one per client, the only memory a client writes.
+ *
+ * A lease on a block is its id + 1 stored in one entry of the client's table. Entries come in groups of
+ * KV_GROUP; one lease of n blocks takes ceil(n / KV_GROUP) groups. A client that dies leaves a table that its owner
+ * zeroes: nothing else has to be undone.
+ */
+#ifndef KV_LEASE_H
+#define KV_LEASE_H
+
+#include <pthread.h>
+
+#include "index.h"
+
+#define KV_GROUP 64
+#define KV_TOUCHES 8192 /* power of two */
+
+/* The shared part: header, touch ring, entries. */
+typedef struct {
+    uint64_t magic;
+    uint32_t entries_max;
+    _Atomic uint32_t groups_top; /* groups at and above this are zero; set before the entries of a group are */
+    _Atomic uint32_t touch_head; /* next to write: the client's */
+    _Atomic uint32_t touch_tail; /* next to read: the writer's */
+    uint64_t reserved[5];
+    uint32_t touch[KV_TOUCHES]; /* ids of the deepest block of each access; lossy when full */
+    _Atomic uint32_t lease[];   /* id + 1, or 0 */
+} kv_leases;
+
+/* A process's handle: `shared` plus the client's private free list of groups. */
+struct kv_table {
+    kv_leases *shared;
+    uint32_t num_groups, groups_free, free_head;
+    uint32_t *group_next;
+    size_t nbytes;
+    int fd;
+    pthread_mutex_t lock; /* guards the free list and the touch ring's head: threads of one client share a table */
+};
+
+/* What one acquire got. `group` heads the list of its groups, KV_NONE when it holds nothing. */
+typedef struct {
+    uint32_t group, num_blocks, num_near;
+    uint32_t stop; /* kv_stop: why it ended before the last key */
+} kv_held;
+
+enum kv_stop {
+    KV_STOP_END = 0,  /* every key was found */
+    KV_STOP_MISS = 1, /* the next block is not stored */
+    KV_STOP_BUSY = 2, /* an eviction was looking at the next block: ask again */
+    KV_STOP_FULL = 3, /* the table has no free entries for the rest */
+};
+
+int kv_table_create(kv_table *table, uint32_t entries_max); /* 0 or -errno */
+void kv_table_destroy(kv_table *table);
+
+/* Lease the leading VALID blocks of `keys`. Lock-free towards the writer. */
+void kv_lease_acquire(const kv_index *index, kv_table *table, const uint8_t *keys, uint32_t num_keys, kv_held *held);
+void kv_lease_release(kv_table *table, kv_held *held);
+void kv_lease_ids(const kv_table *table, const kv_held *held, uint32_t *ids);
+uint32_t kv_lease_touches(const kv_table *table); /* waiting in the ring */
+/* Entries in use (whole groups). */
+uint32_t kv_lease_used(const kv_table *table);
+
+#endif

@@ -1,0 +1,120 @@
+/* Least recently used, leaf first.
+ *
+ * An access covers a whole chain. Only its deepest block is listed, at the hot end: the blocks above it were used at
+ * the same moment and can leave only after it, so they need no place of their own. When the deepest block leaves, its
+ * parent, if nothing else covers it, inherits the position. The order that results is exactly that of a plain LRU
+ * which touches the blocks of a request from the last to the first (Caching study in docs/design.md), with one list
+ * operation per access instead of one per block.
+ *
+ * The far order lists every block whose nearest copy is far: they arrive there one by one as they leave the near tier,
+ * children before parents.
+ */
+#include "policy.h"
+
+static kv_order *order_of(kv_index *index, uint16_t listed) {
+    return listed == KV_LISTED_NEAR ? &index->near_order : &index->far_order;
+}
+
+static void unlink_entry(kv_index *index, uint32_t id) {
+    kv_record *record = &index->records[id];
+    uint16_t listed = record->flags & (KV_LISTED_NEAR | KV_LISTED_FAR);
+    if (listed == 0) return;
+    kv_order *order = order_of(index, listed);
+    kv_links *links = &index->links[id];
+    if (links->prev != KV_NONE) index->links[links->prev].next = links->next;
+    else order->cold = links->next;
+    if (links->next != KV_NONE) index->links[links->next].prev = links->prev;
+    else order->hot = links->prev;
+    order->length--;
+    record->flags &= (uint16_t)~listed;
+}
+
+static void link_hot(kv_index *index, uint32_t id, uint16_t listed) {
+    kv_order *order = order_of(index, listed);
+    kv_links *links = &index->links[id];
+    links->prev = order->hot;
+    links->next = KV_NONE;
+    if (order->hot != KV_NONE) index->links[order->hot].next = id;
+    else order->cold = id;
+    order->hot = id;
+    order->length++;
+    index->records[id].flags |= listed;
+}
+
+static void link_cold(kv_index *index, uint32_t id, uint16_t listed) {
+    kv_order *order = order_of(index, listed);
+    kv_links *links = &index->links[id];
+    links->next = order->cold;
+    links->prev = KV_NONE;
+    if (order->cold != KV_NONE) index->links[order->cold].prev = id;
+    else order->hot = id;
+    order->cold = id;
+    order->length++;
+    index->records[id].flags |= listed;
+}
+
+static void lru_access(kv_index *index, uint32_t deepest) {
+    uint32_t now = ++index->clock;
+    int near_end_found = 0;
+    for (uint32_t id = deepest; id != KV_NONE; id = index->records[id].parent) {
+        kv_record *record = &index->records[id];
+        index->links[id].access = now;
+        if (kv_is_near(record)) {
+            if (!near_end_found) {
+                near_end_found = 1;
+                if (index->near_order.hot != id || !(record->flags & KV_LISTED_NEAR)) {
+                    unlink_entry(index, id);
+                    link_hot(index, id, KV_LISTED_NEAR);
+                }
+            } else if (record->flags & KV_LISTED_NEAR) {
+                unlink_entry(index, id); /* covered by the deeper block from now on */
+            }
+        } else {
+            unlink_entry(index, id);
+            link_hot(index, id, KV_LISTED_FAR);
+        }
+    }
+}
+
+static void lru_demoted(kv_index *index, uint32_t id) {
+    unlink_entry(index, id);
+    link_hot(index, id, KV_LISTED_FAR);
+}
+
+static void lru_bared(kv_index *index, uint32_t id) {
+    link_cold(index, id, kv_is_near(&index->records[id]) ? KV_LISTED_NEAR : KV_LISTED_FAR);
+}
+
+static void lru_leave(kv_index *index, uint32_t id, uint32_t heir) {
+    kv_record *record = &index->records[id];
+    uint16_t listed = record->flags & (KV_LISTED_NEAR | KV_LISTED_FAR);
+    if (heir == KV_NONE || listed == 0) {
+        unlink_entry(index, id);
+        if (heir != KV_NONE) lru_bared(index, heir);
+        return;
+    }
+    kv_links *links = &index->links[id], *taken = &index->links[heir];
+    kv_order *order = order_of(index, listed);
+    taken->prev = links->prev;
+    taken->next = links->next;
+    if (links->prev != KV_NONE) index->links[links->prev].next = heir;
+    else order->cold = heir;
+    if (links->next != KV_NONE) index->links[links->next].prev = heir;
+    else order->hot = heir;
+    record->flags &= (uint16_t)~listed;
+    index->records[heir].flags |= listed;
+}
+
+static uint32_t lru_coldest(const kv_index *index, enum kv_tier tier, uint32_t after) {
+    if (after != KV_NONE) return index->links[after].next;
+    return tier == KV_NEAR ? index->near_order.cold : index->far_order.cold;
+}
+
+const kv_policy kv_lru = {
+    .name = "lru",
+    .access = lru_access,
+    .demoted = lru_demoted,
+    .leave = lru_leave,
+    .bared = lru_bared,
+    .coldest = lru_coldest,
+};

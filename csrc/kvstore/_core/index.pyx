@@ -1,0 +1,511 @@
+"""The block index, lease tables and evictions: thin wrappers over index.h, lease.h and evict.h.
+
+Ids, places and namespaces cross here as numpy arrays; one call handles one batch.
+"""
+
+cimport cython
+from cpython.buffer cimport PyBUF_C_CONTIGUOUS, PyBUF_FORMAT, PyBUF_ND, PyBuffer_Release, PyObject_GetBuffer
+from cpython.mem cimport PyMem_Free, PyMem_Malloc
+from libc.string cimport memset
+
+import errno as _errno
+import os
+
+import numpy as np
+
+from kvstore.errors import InvalidRequest, LimitExceeded, Unavailable
+
+NONE = KV_NONE
+KEY_NBYTES = KV_KEY_NBYTES
+SHARDS_MAX = KV_SHARDS_MAX
+ENTRIES_MAX = 2**31
+PRESENT, BUSY, JOIN, WANTED = 0, 1, 2, 3
+STOP_END, STOP_MISS, STOP_BUSY, STOP_FULL = 0, 1, 2, 3
+NEVER, EVICTED, UNWRITTEN, REMOVED, CORRUPT, ABANDONED = 0, 1, 2, 3, 4, 5
+
+cdef uint32_t _FREED_CAPACITY = 1 << 16
+
+
+cdef int keys_of(object keys, Py_buffer *view) except -1:
+    """Fill `view` with keys of 32 bytes: a (n, 32) array of bytes, or bytes whose length is a multiple of 32."""
+    try:
+        PyObject_GetBuffer(keys, view, PyBUF_C_CONTIGUOUS | PyBUF_ND | PyBUF_FORMAT)
+    except (BufferError, TypeError, ValueError) as error:
+        raise InvalidRequest(f"keys must be a contiguous uint8 array (num_blocks, {KEY_NBYTES}): {error}") from None
+    cdef bint fits = view.itemsize == 1 and (
+        (view.ndim == 2 and view.shape[1] == KV_KEY_NBYTES) or (view.ndim == 1 and view.len % KV_KEY_NBYTES == 0)
+    )
+    if not fits or view.len // KV_KEY_NBYTES > ENTRIES_MAX:
+        shape = tuple([view.shape[i] for i in range(view.ndim)])
+        itemsize = view.itemsize
+        PyBuffer_Release(view)
+        raise InvalidRequest(
+            f"keys must be uint8 of shape (num_blocks, {KEY_NBYTES}), not {itemsize}-byte items of shape {shape}"
+        )
+    return 0
+
+
+cdef uint32_t[::1] _u32(object array):
+    return np.ascontiguousarray(array, dtype=np.uint32)
+
+
+@cython.freelist(64)
+cdef class Grip:
+    """The leases of one acquire: `num_blocks` leading blocks, the first `num_near` of them readable in place.
+
+    `stop` says why it ended: STOP_END, STOP_MISS, STOP_BUSY (an eviction was looking at the next block: ask again)
+    or STOP_FULL (the lease table has no room for the rest).
+    """
+
+    def __dealloc__(self):
+        if self._table is not None and self._table._open:
+            kv_lease_release(&self._table._table, &self._held)
+
+    def release(self):
+        """End the leases. Idempotent."""
+        kv_lease_release(&self._table._table, &self._held)
+
+    def ids(self):
+        """Ids of the leased blocks, uint32 (num_blocks,)."""
+        out = np.empty(self._held.num_blocks, dtype=np.uint32)
+        cdef uint32_t[::1] view = out
+        if self._held.num_blocks:
+            kv_lease_ids(&self._table._table, &self._held, &view[0])
+        return out
+
+    def near_places(self):
+        """Places of the leading near blocks as they are now, uint32 (num,)."""
+        cdef uint32_t i, num = self._held.num_blocks
+        out = self.ids()
+        cdef uint32_t[::1] view = out
+        cdef kv_index *index = &self._table._index._index
+        for i in range(num):
+            if not kv_is_near(&index.records[view[i]]):
+                return out[:i]
+            view[i] = kv_record_place(&index.records[view[i]])
+        return out
+
+
+cdef class LeaseTable:
+    """One client's leases on blocks of `index`: `entries_max` blocks at a time, in groups of 64.
+
+    Errors: InvalidRequest for a size out of range, LimitExceeded over 256 tables, Unavailable without memory.
+    """
+
+    def __cinit__(self, Index index not None, entries_max):
+        if not KV_GROUP <= entries_max <= 1 << 24:
+            raise InvalidRequest(f"leases_max={entries_max} is not between {KV_GROUP} and {1 << 24}")
+        cdef int code = kv_table_create(&self._table, entries_max)
+        if code < 0:
+            raise Unavailable(f"no memory for {entries_max} leases: {os.strerror(-code)}")
+        self._open = True
+        self._index = index
+        if kv_evict_attach(&index._index, &self._table) < 0:
+            raise LimitExceeded("256 lease tables are attached already")
+        index._tables.append(self)
+
+    def __dealloc__(self):
+        if self._open:
+            kv_table_destroy(&self._table)
+
+    def acquire(self, keys):
+        """Lease the leading stored blocks of `keys` (uint8 (n, 32)); returns a Grip. Safe beside the writer."""
+        cdef Py_buffer view
+        cdef uint32_t num_keys
+        cdef Grip grip = Grip.__new__(Grip)
+        keys_of(keys, &view)
+        num_keys = <uint32_t>(view.len // KV_KEY_NBYTES)
+        if num_keys <= 256:
+            kv_lease_acquire(&self._index._index, &self._table, <const uint8_t *>view.buf, num_keys, &grip._held)
+        else:
+            with nogil:
+                kv_lease_acquire(&self._index._index, &self._table, <const uint8_t *>view.buf, num_keys,
+                                 &grip._held)
+        PyBuffer_Release(&view)
+        grip._table = self
+        grip.num_blocks = grip._held.num_blocks
+        grip.num_near = grip._held.num_near
+        grip.stop = grip._held.stop
+        return grip
+
+    @property
+    def touches(self):
+        """Accesses that wait to be brought into the eviction order."""
+        return kv_lease_touches(&self._table)
+
+    @property
+    def used(self):
+        """Lease entries in use, whole groups."""
+        return kv_lease_used(&self._table)
+
+    @property
+    def entries_max(self):
+        return self._table.shared.entries_max
+
+
+cdef class Index:
+    """An index of at most `entries_max` blocks (memory is taken as it is used).
+
+    Errors: InvalidRequest for a size out of range, Unavailable when the memory cannot be had.
+    """
+
+    def __cinit__(self, entries_max, seed=None):
+        cdef uint64_t words[2]
+        if not 1 <= entries_max <= ENTRIES_MAX:
+            raise InvalidRequest(f"entries_max={entries_max} is not between 1 and {ENTRIES_MAX}")
+        random = os.urandom(16) if seed is None else seed
+        words[0] = int.from_bytes(random[:8], "little")
+        words[1] = int.from_bytes(random[8:16], "little") | 1
+        cdef int code = kv_index_create(&self._index, entries_max, words)
+        if code < 0:
+            raise Unavailable(f"no memory for an index of {entries_max} entries: {_errno.errorcode.get(-code, code)}")
+        self._open = True
+        self._tables = []
+        self._freed.capacity = _FREED_CAPACITY
+        self._freed.near_places = <uint32_t *>PyMem_Malloc(_FREED_CAPACITY * 4)
+        self._freed.far_places = <uint32_t *>PyMem_Malloc(_FREED_CAPACITY * 4)
+        self._freed.near_ns = <uint16_t *>PyMem_Malloc(_FREED_CAPACITY * 2)
+        self._freed.far_ns = <uint16_t *>PyMem_Malloc(_FREED_CAPACITY * 2)
+        if not (self._freed.near_places and self._freed.far_places and self._freed.near_ns and self._freed.far_ns):
+            raise MemoryError
+
+    def __dealloc__(self):
+        if self._open:
+            kv_index_destroy(&self._index)
+        PyMem_Free(self._freed.near_places)
+        PyMem_Free(self._freed.far_places)
+        PyMem_Free(self._freed.near_ns)
+        PyMem_Free(self._freed.far_ns)
+
+    # ---- reading ----
+
+    def match(self, keys):
+        """(leading blocks stored, leading ones of them near, near ones in all). Protects nothing."""
+        cdef Py_buffer view
+        cdef uint32_t near = 0, near_total = 0, matched
+        keys_of(keys, &view)
+        matched = kv_index_match(&self._index, <const uint8_t *>view.buf, <uint32_t>(view.len // KV_KEY_NBYTES),
+                                 &near, &near_total)
+        PyBuffer_Release(&view)
+        return matched, near, near_total
+
+    def find(self, keys):
+        """Ids of stored or reserved keys, NONE where there is none; uint32 (n,)."""
+        cdef Py_buffer view
+        keys_of(keys, &view)
+        cdef uint32_t i, num_keys = <uint32_t>(view.len // KV_KEY_NBYTES)
+        out = np.empty(num_keys, dtype=np.uint32)
+        cdef uint32_t[::1] ids = out
+        for i in range(num_keys):
+            ids[i] = kv_index_find(&self._index, <const uint8_t *>view.buf + <size_t>i * KV_KEY_NBYTES)
+        PyBuffer_Release(&view)
+        return out
+
+    def ghosts(self, keys):
+        """Why absent blocks are absent, as far as is remembered: (reason, unix seconds) per key."""
+        cdef Py_buffer view
+        cdef uint32_t i, time_s
+        cdef int reason
+        keys_of(keys, &view)
+        out = []
+        for i in range(<uint32_t>(view.len // KV_KEY_NBYTES)):
+            reason = kv_index_ghost(&self._index, <const uint8_t *>view.buf + <size_t>i * KV_KEY_NBYTES, &time_s)
+            out.append((reason, time_s))
+        PyBuffer_Release(&view)
+        return out
+
+    cdef object _ids(self, object ids):
+        array = np.ascontiguousarray(ids, dtype=np.uint32)
+        if array.size and array.max() >= self._index.ids_used:
+            raise InvalidRequest(f"id {array.max()} was never handed out")
+        return array
+
+    def words(self, ids):
+        """State words (generation and state) of ids, uint64 (n,): equal later ⇔ nothing happened to the block."""
+        cdef uint32_t[::1] view = self._ids(ids)
+        out = np.empty(view.shape[0], dtype=np.uint64)
+        cdef uint64_t[::1] words = out
+        cdef Py_ssize_t i
+        for i in range(view.shape[0]):
+            words[i] = kv_record_word(&self._index.records[view[i]])
+        return out
+
+    def describe(self, ids):
+        """Columns of ids: near place or NONE, far place or NONE, checksum, namespace, parent id or NONE."""
+        cdef uint32_t[::1] view = self._ids(ids)
+        cdef Py_ssize_t i, num = view.shape[0]
+        near_out, far_out = np.empty(num, dtype=np.uint32), np.empty(num, dtype=np.uint32)
+        sum_out, ns_out = np.empty(num, dtype=np.uint64), np.empty(num, dtype=np.uint16)
+        parent_out = np.empty(num, dtype=np.uint32)
+        cdef uint32_t[::1] near = near_out, far = far_out, parent = parent_out
+        cdef uint64_t[::1] checksum = sum_out
+        cdef uint16_t[::1] ns = ns_out
+        cdef kv_record *record
+        for i in range(num):
+            record = &self._index.records[view[i]]
+            near[i] = kv_record_place(record) if kv_is_near(record) else KV_NONE
+            far[i] = self._index.links[view[i]].far
+            checksum[i] = record.checksum
+            ns[i] = record.ns
+            parent[i] = record.parent
+        return near_out, far_out, sum_out, ns_out, parent_out
+
+    def keys(self, ids):
+        """Keys of ids, uint8 (n, 32); zero for NONE."""
+        cdef uint32_t[::1] view = _u32(ids)
+        out = np.zeros((view.shape[0], KEY_NBYTES), dtype=np.uint8)
+        cdef uint8_t[:, ::1] keys = out
+        cdef Py_ssize_t i
+        for i in range(view.shape[0]):
+            if view[i] < self._index.ids_used:
+                kv_record_key(&self._index.records[view[i]], &keys[i, 0])
+        return out
+
+    # ---- namespaces and reservations ----
+
+    def set_namespace(self, ns, slot_nbytes, shards):
+        """Tell the index how large a block of `ns` is in a tier and how many parts make it complete."""
+        if not (0 <= ns <= KV_NAMESPACES_MAX and 1 <= shards <= KV_SHARDS_MAX):
+            raise InvalidRequest(f"namespace {ns} (max {KV_NAMESPACES_MAX}) with {shards} shards (max {SHARDS_MAX})")
+        self._index.namespaces[<uint32_t>ns].slot_nbytes = slot_nbytes
+        self._index.namespaces[<uint32_t>ns].all_parts = (1 << shards) - 1
+
+    def num_blocks(self, ns):
+        """Blocks of a namespace that are stored or being written."""
+        return self._index.namespaces[<uint16_t>ns].num_entries
+
+    def plan(self, keys, uint32_t shard):
+        """What a put of these keys needs: (number wanted, per position PRESENT/BUSY/JOIN/WANTED, ids or NONE)."""
+        cdef Py_buffer view
+        keys_of(keys, &view)
+        cdef uint32_t num_keys = <uint32_t>(view.len // KV_KEY_NBYTES), wanted = 0
+        plan_out, ids_out = np.empty(num_keys, dtype=np.uint8), np.empty(num_keys, dtype=np.uint32)
+        cdef uint8_t[::1] plan = plan_out
+        cdef uint32_t[::1] ids = ids_out
+        if num_keys:
+            wanted = kv_index_plan(&self._index, <const uint8_t *>view.buf, num_keys, shard, &plan[0], &ids[0])
+        PyBuffer_Release(&view)
+        return wanted, plan_out, ids_out
+
+    def begin(self, keys, uint32_t shard, uint32_t ns, const uint8_t[::1] plan, uint32_t[::1] ids,
+              const uint32_t[::1] places):
+        """Reserve what `plan` found wanted, as far as `places` reach; fills `ids`. Returns the places used."""
+        cdef Py_buffer view
+        cdef uint32_t used = 0
+        keys_of(keys, &view)
+        if plan.shape[0]:
+            used = kv_index_begin(&self._index, <const uint8_t *>view.buf, <uint32_t>plan.shape[0], shard,
+                                  <uint16_t>ns, &plan[0], &ids[0], &places[0] if places.shape[0] else NULL,
+                                  <uint32_t>places.shape[0])
+        PyBuffer_Release(&view)
+        return used
+
+    def commit(self, ids, uint32_t shard):
+        """Commit part `shard`; returns (blocks that became visible, per id 1, or 0 where it never can)."""
+        cdef uint32_t[::1] view = self._ids(ids)
+        out = np.empty(view.shape[0], dtype=np.uint8)
+        cdef uint8_t[::1] committed = out
+        cdef uint32_t published = 0
+        if view.shape[0]:
+            published = kv_index_commit(&self._index, &view[0], <uint32_t>view.shape[0], shard, &committed[0])
+        return published, out
+
+    def abandon(self, ids, uint32_t shard):
+        """Undo part `shard` of a reservation; `reap` hands out what came free."""
+        cdef uint32_t[::1] view = self._ids(ids)
+        if view.shape[0]:
+            kv_index_abandon(&self._index, &view[0], <uint32_t>view.shape[0], shard)
+
+    def expire(self, ids, const uint64_t[::1] words):
+        """Undo blocks that are still as incomplete as when `words` were read and have no part out."""
+        cdef uint32_t[::1] view = self._ids(ids)
+        if view.shape[0]:
+            kv_index_expire(&self._index, &view[0], &words[0], <uint32_t>view.shape[0])
+
+    def adopt(self, const uint8_t[:, ::1] keys, const uint8_t[:, ::1] parents, const uint32_t[::1] namespaces,
+              const uint32_t[::1] places, const uint64_t[::1] checksums):
+        """Take recovered blocks in, parents before children. Returns their ids: NONE where the parent is absent,
+        the key is there already, or the index is full."""
+        cdef Py_ssize_t i, num = keys.shape[0]
+        cdef uint32_t parent
+        out = np.full(num, KV_NONE, dtype=np.uint32)
+        cdef uint32_t[::1] ids = out
+        cdef uint8_t[32] root
+        memset(root, 0, 32)
+        for i in range(num):
+            parent = KV_NONE
+            if bytes(parents[i, :32]) != root[:32]:
+                parent = kv_index_find(&self._index, &parents[i, 0])
+                if parent == KV_NONE:
+                    continue
+            ids[i] = kv_index_adopt(&self._index, &keys[i, 0], parent, <uint16_t>namespaces[i], places[i],
+                                    checksums[i])
+        return out
+
+    # ---- making room ----
+
+    cdef object _take_freed(self):
+        """[(tier, namespace, places)] of what came free, near (0) and far (1)."""
+        out = []
+        cdef uint32_t i, num
+        cdef uint32_t[::1] places
+        cdef uint16_t[::1] namespaces
+        for tier in (0, 1):
+            num = self._freed.num_near if tier == 0 else self._freed.num_far
+            if num == 0:
+                continue
+            places_out, ns_out = np.empty(num, dtype=np.uint32), np.empty(num, dtype=np.uint16)
+            places, namespaces = places_out, ns_out
+            for i in range(num):
+                places[i] = self._freed.near_places[i] if tier == 0 else self._freed.far_places[i]
+                namespaces[i] = self._freed.near_ns[i] if tier == 0 else self._freed.far_ns[i]
+            first = ns_out[0]
+            if (ns_out == first).all():
+                out.append((tier, int(first), places_out))
+            else:
+                out.extend((tier, int(ns), places_out[ns_out == ns]) for ns in np.unique(ns_out))
+        self._freed.num_near = self._freed.num_far = 0
+        return out
+
+    def evict_near(self, uint64_t wanted_nbytes, bint keep_unwritten, uint32_t now_s):
+        """Evict the coldest near copies; returns (bytes freed, [(tier, namespace, places)])."""
+        cdef uint64_t freed_nbytes
+        self._index.now_s = now_s
+        with nogil:
+            freed_nbytes = kv_evict_near(&self._index, wanted_nbytes, keep_unwritten, &self._freed)
+        return freed_nbytes, self._take_freed()
+
+    def evict_far(self, uint64_t wanted_nbytes, uint32_t now_s):
+        """Evict the coldest blocks that are only far; as evict_near."""
+        cdef uint64_t freed_nbytes
+        self._index.now_s = now_s
+        with nogil:
+            freed_nbytes = kv_evict_far(&self._index, wanted_nbytes, &self._freed)
+        return freed_nbytes, self._take_freed()
+
+    def evict_these(self, ids, bint keep_unwritten, uint32_t now_s):
+        """Evict the near copies of these ids as far as they may go; as evict_near."""
+        cdef uint32_t[::1] view = self._ids(ids)
+        cdef uint64_t freed_nbytes = 0
+        self._index.now_s = now_s
+        if view.shape[0]:
+            freed_nbytes = kv_evict_these(&self._index, &view[0], <uint32_t>view.shape[0], keep_unwritten, &self._freed)
+        return freed_nbytes, self._take_freed()
+
+    def reap(self):
+        """Places of removed and undone blocks that nobody leases any more: [(tier, namespace, places)]."""
+        kv_evict_reap(&self._index, &self._freed)
+        return self._take_freed()
+
+    def remove(self, ids, int reason, uint32_t now_s):
+        """Make ids and all that extends them unfindable; returns how many blocks went."""
+        cdef uint32_t[::1] view = self._ids(ids)
+        self._index.now_s = now_s
+        if not view.shape[0]:
+            return 0
+        return kv_index_remove(&self._index, &view[0], <uint32_t>view.shape[0], <kv_reason>reason)
+
+    def clear(self, uint32_t ns, uint32_t now_s):
+        """Remove every block of a namespace; returns how many."""
+        self._index.now_s = now_s
+        return kv_index_clear(&self._index, <uint16_t>ns)
+
+    def in_range(self, int tier, uint32_t first, uint32_t last):
+        """Ids with a copy of `tier` (0 near, 1 far) at a place in [first, last)."""
+        out = np.empty(self._index.ids_used + 1, dtype=np.uint32)
+        cdef uint32_t[::1] view = out
+        found = kv_index_in_range(&self._index, <kv_tier>tier, first, last, &view[0], <uint32_t>view.shape[0])
+        return out[:found]
+
+    # ---- moving ----
+
+    def writeback_mark(self, ids, const uint64_t[::1] words):
+        """Which ids may be written to the far tier now; those keep their near copy until unmarked."""
+        cdef uint32_t[::1] view = self._ids(ids)
+        out = np.zeros(view.shape[0], dtype=np.uint8)
+        cdef uint8_t[::1] marked = out
+        if view.shape[0]:
+            kv_writeback_mark(&self._index, &view[0], &words[0], <uint32_t>view.shape[0], &marked[0])
+        return out
+
+    def writeback_unmark(self, ids, const uint32_t[::1] places, const uint64_t[::1] checksums,
+                         const uint8_t[::1] written):
+        """End a write-back; returns per id whether its far copy at `places` counts now."""
+        cdef uint32_t[::1] view = self._ids(ids)
+        out = np.zeros(view.shape[0], dtype=np.uint8)
+        cdef uint8_t[::1] kept = out
+        if view.shape[0]:
+            kv_writeback_unmark(&self._index, &view[0], &places[0], &checksums[0], &written[0],
+                                <uint32_t>view.shape[0], &kept[0])
+        return out
+
+    def promote_mark(self, ids):
+        """Which ids are far only and may be read near now; those keep their far copy until unmarked."""
+        cdef uint32_t[::1] view = self._ids(ids)
+        out = np.zeros(view.shape[0], dtype=np.uint8)
+        cdef uint8_t[::1] marked = out
+        if view.shape[0]:
+            kv_promote_mark(&self._index, &view[0], <uint32_t>view.shape[0], &marked[0])
+        return out
+
+    def promote_unmark(self, ids, const uint32_t[::1] places, const uint8_t[::1] read):
+        """End a promotion; returns per id whether its near copy at `places` counts now."""
+        cdef uint32_t[::1] view = self._ids(ids)
+        out = np.zeros(view.shape[0], dtype=np.uint8)
+        cdef uint8_t[::1] kept = out
+        if view.shape[0]:
+            kv_promote_unmark(&self._index, &view[0], &places[0], &read[0], <uint32_t>view.shape[0], &kept[0])
+        return out
+
+    def refar(self, ids, const uint32_t[::1] places):
+        """Give ids another far place (their segment is being recycled)."""
+        cdef uint32_t[::1] view = self._ids(ids)
+        cdef Py_ssize_t i
+        for i in range(view.shape[0]):
+            kv_index_refar(&self._index, view[i], places[i])
+
+    def drain(self):
+        """Bring waiting touches into the eviction order."""
+        kv_evict_drain(&self._index)
+
+    # ---- numbers ----
+
+    def counts(self):
+        """Counters and gauges of the index as a dict."""
+        cdef kv_counts *counts = &self._index.counts
+        return {
+            "entries": counts.num_entries, "entries_max": self._index.entries_max, "writing": counts.num_writing,
+            "waiting": counts.num_waiting, "near": counts.num_near, "far": counts.num_far,
+            "removed_pending": counts.num_removed, "near_nbytes": counts.near_nbytes,
+            "far_nbytes": counts.far_nbytes, "writing_nbytes": counts.writing_nbytes,
+            "evicted_near": counts.evicted_near, "evicted_far": counts.evicted_far,
+            "dropped_unwritten": counts.dropped_unwritten, "spared": counts.spared,
+        }
+
+    @property
+    def near_nbytes(self):
+        """Bytes of near slots in use: stored and reserved."""
+        return self._index.counts.near_nbytes + self._index.counts.writing_nbytes
+
+    @property
+    def far_nbytes(self):
+        return self._index.counts.far_nbytes
+
+    @property
+    def num_free(self):
+        """Entries that can still be made."""
+        return self._index.entries_max - self._index.counts.num_entries - self._index.counts.num_removed
+
+    @property
+    def num_removed(self):
+        """Removed blocks that wait for their last lease."""
+        return self._index.counts.num_removed
+
+    @property
+    def nbytes_per_entry(self):
+        """Metadata bytes per block when full: record, bucket share and private links."""
+        return kv_index_nbytes_per_entry(&self._index)
+
+    def check(self):
+        """Audit everything; 0, or the number of the rule that is broken (audit.c)."""
+        return kv_index_check(&self._index)
