@@ -328,8 +328,8 @@ static void publish(kv_index *index, uint32_t id) {
 }
 
 /* Blocks that were complete before their parents: published as soon as these are. */
-static uint32_t publish_waiting(kv_index *index) {
-    uint32_t published = 0;
+static uint32_t publish_waiting(kv_index *index, uint32_t *published) {
+    uint32_t num_published = 0;
     for (uint64_t i = 0; i < index->counts.num_writing && index->counts.num_waiting > 0;) {
         uint32_t id = index->writing[i];
         if (!is_complete(index, id) || !may_publish(index, id)) {
@@ -339,14 +339,15 @@ static uint32_t publish_waiting(kv_index *index) {
         index->counts.num_waiting--;
         publish(index, id);
         index->policy->access(index, id);
-        published++;
+        published[num_published++] = id;
         i = 0; /* its children may lie before it */
     }
-    return published;
+    return num_published;
 }
 
-uint32_t kv_index_commit(kv_index *index, const uint32_t *ids, uint32_t num_ids, uint32_t shard, uint8_t *committed) {
-    uint32_t published = 0, deepest = KV_NONE;
+uint32_t kv_index_commit(kv_index *index, const uint32_t *ids, uint32_t num_ids, uint32_t shard, uint8_t *committed,
+                         uint32_t *published) {
+    uint32_t num_published = 0, deepest = KV_NONE;
     for (uint32_t i = 0; i < num_ids; i++) {
         uint32_t id = ids[i];
         kv_links *links = &index->links[id];
@@ -360,15 +361,15 @@ uint32_t kv_index_commit(kv_index *index, const uint32_t *ids, uint32_t num_ids,
         if (!is_complete(index, id)) continue;
         if (may_publish(index, id)) {
             publish(index, id);
-            deepest = id;
-            published++;
+            deepest = published[num_published++] = id;
         } else {
             index->counts.num_waiting++;
         }
     }
     if (deepest != KV_NONE) index->policy->access(index, deepest);
-    if (published > 0 && index->counts.num_waiting > 0) published += publish_waiting(index);
-    return published;
+    if (num_published > 0 && index->counts.num_waiting > 0)
+        num_published += publish_waiting(index, published + num_published);
+    return num_published;
 }
 
 /* What was reserved on top of a block that is gone can never become visible. */

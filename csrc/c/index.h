@@ -201,8 +201,11 @@ uint32_t kv_index_plan(const kv_index *index, const uint8_t *keys, uint32_t num_
 uint32_t kv_index_begin(kv_index *index, const uint8_t *keys, uint32_t num_keys, uint32_t shard, uint16_t ns,
                         const uint8_t *plan, uint32_t *ids, const uint32_t *places, uint32_t num_places);
 /* Commit part `shard` of reserved ids; complete blocks become visible once their parents are. Returns how many
- * became visible now; `committed[i]` = 0 where the id can no longer become visible. */
-uint32_t kv_index_commit(kv_index *index, const uint32_t *ids, uint32_t num_ids, uint32_t shard, uint8_t *committed);
+ * became visible now; `committed[i]` = 0 where the id can no longer become visible. A commit is an access: touches that
+ * came before it are drained before it (kv_evict_drain), or the order is wrong. `published` (room for num_ids +
+ * counts.num_waiting) gets the ids that became visible. */
+uint32_t kv_index_commit(kv_index *index, const uint32_t *ids, uint32_t num_ids, uint32_t shard, uint8_t *committed,
+                         uint32_t *published);
 /* Take part `shard` of reserved ids back. A block with no part left out and none committed is undone, and so is all
  * that was reserved on top of it; kv_evict_reap hands the places out. */
 void kv_index_abandon(kv_index *index, const uint32_t *ids, uint32_t num_ids, uint32_t shard);

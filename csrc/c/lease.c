@@ -174,9 +174,10 @@ static uint32_t acquire_group(const kv_index *index, _Atomic uint32_t *leases, c
     return got;
 }
 
-void kv_lease_acquire(const kv_index *index, kv_table *table, const uint8_t *keys, uint32_t num_keys, kv_held *held) {
+void kv_lease_acquire(const kv_index *index, kv_table *table, const uint8_t *keys, uint32_t num_keys, int counted,
+                      kv_held *held) {
     *held = (kv_held){.group = KV_NONE, .stop = KV_STOP_END};
-    if (num_keys == 0) return;
+    uint32_t num_asked = num_keys;
     uint32_t group, deepest = KV_NONE;
     pthread_mutex_lock(&table->lock);
     uint32_t num_groups = take_groups(table, (num_keys + KV_GROUP - 1) / KV_GROUP, &group);
@@ -192,8 +193,13 @@ void kv_lease_acquire(const kv_index *index, kv_table *table, const uint8_t *key
         if (got < wanted) break;
         group = table->group_next[group];
     }
-    if (deepest == KV_NONE && num_groups == 0) return;
     pthread_mutex_lock(&table->lock);
+    if (counted) {
+        table->num_acquires++;
+        table->num_keys += num_asked;
+        table->num_held += held->num_blocks;
+        table->num_near += held->num_near;
+    }
     if (deepest != KV_NONE) push_touch(table, deepest);
     if (held->num_blocks == 0) { /* nothing held: all groups go back */
         give_groups(table, held->group);

@@ -33,7 +33,8 @@ struct kv_table {
     uint32_t *group_next;
     size_t nbytes;
     int fd;
-    pthread_mutex_t lock; /* guards the free list and the touch ring's head: threads of one client share a table */
+    uint64_t num_acquires, num_keys, num_held, num_near; /* of counted acquires, for the owner's statistics */
+    pthread_mutex_t lock; /* guards the counters, the free list and the touch ring's head: threads of one client share a table */
 };
 
 /* What one acquire got. `group` heads the list of its groups, KV_NONE when it holds nothing. */
@@ -52,8 +53,10 @@ enum kv_stop {
 int kv_table_create(kv_table *table, uint32_t entries_max); /* 0 or -errno */
 void kv_table_destroy(kv_table *table);
 
-/* Lease the leading VALID blocks of `keys`. Lock-free towards the writer. */
-void kv_lease_acquire(const kv_index *index, kv_table *table, const uint8_t *keys, uint32_t num_keys, kv_held *held);
+/* Lease the leading VALID blocks of `keys`. Lock-free towards the writer. `counted`: add it to the counters (a retry
+ * is not counted again). */
+void kv_lease_acquire(const kv_index *index, kv_table *table, const uint8_t *keys, uint32_t num_keys, int counted,
+                      kv_held *held);
 void kv_lease_release(kv_table *table, kv_held *held);
 void kv_lease_ids(const kv_table *table, const kv_held *held, uint32_t *ids);
 uint32_t kv_lease_touches(const kv_table *table); /* waiting in the ring */

@@ -61,7 +61,7 @@ cdef extern from "index.h" nogil:
     uint32_t kv_index_begin(kv_index *index, const uint8_t *keys, uint32_t num_keys, uint32_t shard, uint16_t ns,
                             const uint8_t *plan, uint32_t *ids, const uint32_t *places, uint32_t num_places)
     uint32_t kv_index_commit(kv_index *index, const uint32_t *ids, uint32_t num_ids, uint32_t shard,
-                             uint8_t *committed)
+                             uint8_t *committed, uint32_t *published)
     void kv_index_abandon(kv_index *index, const uint32_t *ids, uint32_t num_ids, uint32_t shard)
     void kv_index_expire(kv_index *index, const uint32_t *ids, const uint64_t *words, uint32_t num_ids)
     uint32_t kv_index_adopt(kv_index *index, const uint8_t *key, uint32_t parent, uint16_t ns, uint32_t far,
@@ -86,10 +86,11 @@ cdef extern from "lease.h" nogil:
         uint32_t entries_max
     ctypedef struct kv_table:
         kv_leases *shared
+        uint64_t num_acquires, num_keys, num_held, num_near
     int kv_table_create(kv_table *table, uint32_t entries_max)
     void kv_table_destroy(kv_table *table)
     void kv_lease_acquire(const kv_index *index, kv_table *table, const uint8_t *keys, uint32_t num_keys,
-                          kv_held *held)
+                          int counted, kv_held *held)
     void kv_lease_release(kv_table *table, kv_held *held)
     void kv_lease_ids(const kv_table *table, const kv_held *held, uint32_t *ids)
     uint32_t kv_lease_touches(const kv_table *table)

@@ -108,25 +108,34 @@ cdef class LeaseTable:
         if self._open:
             kv_table_destroy(&self._table)
 
-    def acquire(self, keys):
-        """Lease the leading stored blocks of `keys` (uint8 (n, 32)); returns a Grip. Safe beside the writer."""
+    def acquire(self, keys, bint counted=True):
+        """Lease the leading stored blocks of `keys` (uint8 (n, 32)); returns a Grip. Safe beside the writer.
+
+        `counted`: False for a second try of the same question, which the statistics count once.
+        """
         cdef Py_buffer view
         cdef uint32_t num_keys
         cdef Grip grip = Grip.__new__(Grip)
         keys_of(keys, &view)
         num_keys = <uint32_t>(view.len // KV_KEY_NBYTES)
         if num_keys <= 256:
-            kv_lease_acquire(&self._index._index, &self._table, <const uint8_t *>view.buf, num_keys, &grip._held)
+            kv_lease_acquire(&self._index._index, &self._table, <const uint8_t *>view.buf, num_keys, counted,
+                             &grip._held)
         else:
             with nogil:
                 kv_lease_acquire(&self._index._index, &self._table, <const uint8_t *>view.buf, num_keys,
-                                 &grip._held)
+                                 counted, &grip._held)
         PyBuffer_Release(&view)
         grip._table = self
         grip.num_blocks = grip._held.num_blocks
         grip.num_near = grip._held.num_near
         grip.stop = grip._held.stop
         return grip
+
+    def counts(self):
+        """Counted acquires so far: how many, keys asked for, blocks found, of these near when first asked."""
+        return {"leases": self._table.num_acquires, "blocks_asked": self._table.num_keys,
+                "blocks_found": self._table.num_held, "blocks_near": self._table.num_near}
 
     @property
     def touches(self):
@@ -301,14 +310,18 @@ cdef class Index:
         return used
 
     def commit(self, ids, uint32_t shard):
-        """Commit part `shard`; returns (blocks that became visible, per id 1, or 0 where it never can)."""
+        """Commit part `shard`; returns (ids that became visible, per id 1, or 0 where it never can)."""
         cdef uint32_t[::1] view = self._ids(ids)
         out = np.empty(view.shape[0], dtype=np.uint8)
+        published_out = np.empty(view.shape[0] + self._index.counts.num_waiting, dtype=np.uint32)
         cdef uint8_t[::1] committed = out
-        cdef uint32_t published = 0
+        cdef uint32_t[::1] published = published_out
+        cdef uint32_t num_published = 0
+        kv_evict_drain(&self._index)
         if view.shape[0]:
-            published = kv_index_commit(&self._index, &view[0], <uint32_t>view.shape[0], shard, &committed[0])
-        return published, out
+            num_published = kv_index_commit(&self._index, &view[0], <uint32_t>view.shape[0], shard, &committed[0],
+                                            &published[0])
+        return published_out[:num_published], out
 
     def abandon(self, ids, uint32_t shard):
         """Undo part `shard` of a reservation; `reap` hands out what came free."""
@@ -453,6 +466,7 @@ cdef class Index:
         cdef uint32_t[::1] view = self._ids(ids)
         out = np.zeros(view.shape[0], dtype=np.uint8)
         cdef uint8_t[::1] kept = out
+        kv_evict_drain(&self._index)
         if view.shape[0]:
             kv_promote_unmark(&self._index, &view[0], &places[0], &read[0], <uint32_t>view.shape[0], &kept[0])
         return out
