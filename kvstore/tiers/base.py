@@ -13,10 +13,10 @@ block, never an exception in the future; a tier never raises for what a device d
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -105,6 +105,23 @@ class Tier(Protocol):
 
     def close(self) -> None:
         """Finish what is under way and let go of the device. Idempotent."""
+
+
+@runtime_checkable
+class DurableTier(Tier, Protocol):
+    """A tier whose blocks outlive the process."""
+
+    def namespaces(self) -> dict[int, str]:
+        """Canonical texts of the namespaces that an earlier run remembered, by number."""
+
+    def remember_namespace(self, number: int, text: str) -> None:
+        """Durable with the next flush, and before any block of it."""
+
+    def recover(self) -> Iterator[tuple[Places, Entries]]:
+        """What an earlier run left, in write order. Once, before anything else is asked of the tier."""
+
+    def adopt(self, places: Places, nbytes: NDArray[np.uint32]) -> None:
+        """Which recovered blocks live on; the space of all others is free. Once, after recover."""
 
 
 def done(outcomes: Outcomes) -> Future[Outcomes]:
