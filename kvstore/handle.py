@@ -88,10 +88,7 @@ class Namespace:
         deadline_us = None if deadline_ms is None else clock.now_us() + int(deadline_ms * 1000)
         load_us = 0
         for _ in range(ROUNDS_MAX):
-            if grip.stop == core.STOP_FULL:
-                grip.release()
-                limit = self._leases.entries_max
-                raise LimitExceeded(f"{len(keys)} more blocks do not fit into leases_max={limit}; release some")
+            self._check_stop(grip, len(keys))
             with self._lock:
                 if grip.stop == core.STOP_BUSY:
                     grip = self._again(keys, grip)
@@ -171,29 +168,47 @@ class Namespace:
         self._store.check_open()
         if not 0 <= shard < self.spec.shards:
             raise InvalidRequest(f"shard={shard} is not between 0 and {self.spec.shards - 1}")
-        clock, mover = self._store.clock, self._mover
+        clock = self._store.clock
         wait_ms = self._store.put_wait_ms if deadline_ms is None else deadline_ms
         deadline_us = clock.now_us() + int(wait_ms * 1000)
-        while True:
-            with self._lock:
-                self._store.settle_locked()
-                wanted, plan, ids = self._index.plan(keys, shard)
-                fit = min(wanted, self._store.entries_room(wanted, self._number))
-                late = clock.now_us() >= deadline_us
-                places = mover.room(self._number, fit, drop_unwritten=late) if fit else NO_IDS
-                progress = None if late or len(places) == fit else mover.progress()
-                if progress is None:
-                    full = self._full_reason(fit < wanted)
-                    if len(places) < fit and not late:  # nothing is under way that could help
-                        deadline_us = 0
-                        self._return(places)
-                        continue
-                    used = self._index.begin(keys, shard, self._number, plan, ids, places)
-                    self._return(places[used:])
-                    self._store.watch(ids[((plan == core.WANTED) | (plan == core.JOIN)) & (ids != core.NONE)])
-                    return plan, ids, full
-                self._return(places)
-            clock.wait(progress, deadline_us - clock.now_us())
+        grip = self._leases.acquire(keys, counted=False)  # making room must not take away what this extends
+        try:
+            self._check_stop(grip, len(keys))
+            while True:
+                with self._lock:
+                    late = clock.now_us() >= deadline_us
+                    granted, progress = self._try_reserve(keys, shard, late)
+                if granted is not None:
+                    return granted
+                if progress is None:  # nothing is under way that could make room: take what there is
+                    deadline_us = 0
+                else:
+                    clock.wait(progress, deadline_us - clock.now_us())
+        finally:
+            grip.release()
+
+    def _try_reserve(
+        self, keys: Keys, shard: int, late: bool
+    ) -> tuple[tuple[Any, Ids, str] | None, Future[None] | None]:
+        """One attempt; without success the future to wait for. `late`: take what is to be had."""
+        store, mover = self._store, self._mover
+        store.settle_locked()
+        wanted, plan, ids = self._index.plan(keys, shard)
+        fit = min(wanted, store.entries_room(wanted, self._number)) if wanted else 0
+        places = mover.room(self._number, fit, drop_unwritten=late) if fit else NO_IDS
+        if len(places) < fit and not late:
+            self._return(places)
+            return None, mover.progress()
+        used = self._index.begin(keys, shard, self._number, plan, ids, places)
+        self._return(places[used:])
+        store.watch(ids[((plan == core.WANTED) | (plan == core.JOIN)) & (ids != core.NONE)])
+        return (plan, ids, self._full_reason(fit < wanted)), None
+
+    def _check_stop(self, grip: Grip, num_keys: int) -> None:
+        if grip.stop == core.STOP_FULL:
+            grip.release()
+            limit = self._leases.entries_max
+            raise LimitExceeded(f"{num_keys} more blocks do not fit into index.leases_max={limit}; release some leases")
 
     def _return(self, places: Places) -> None:
         if len(places):

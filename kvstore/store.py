@@ -21,6 +21,7 @@ from kvstore.tiers.base import PLACE_NBYTES, DurableTier, Tier
 from kvstore.tiers.host import HostTier
 
 NAMESPACES_MAX = 65_535
+CLOSE_FLUSH_MS = 30_000
 
 
 class BlockStore:
@@ -252,24 +253,22 @@ class BlockStore:
             assert used == self.mover.near_used_nbytes, f"near {used} != {self.mover.near_used_nbytes}"
             assert used % PLACE_NBYTES == 0
 
-    def close(self) -> None:
-        """Stop moving, make durable what is written, and let go of memory and files. Idempotent.
+    def close(self, flush_ms: float = CLOSE_FLUSH_MS) -> None:
+        """Write back for at most `flush_ms` if it can outlive the process, then let go of memory and files. Idempotent.
 
-        Blocks that were not written back yet are lost: `flush` first to keep them. Errors: Unavailable while views of
-        blocks are in use.
+        Errors: Unavailable while views of blocks are in use; the store is still open then.
         """
         if not self._open:
             return
         self.near.arena.require_unused()
+        if isinstance(self.far, DurableTier) and flush_ms > 0:
+            self.flush(flush_ms)
         self._open = False
         self.mover.stop()
-        self._close_tiers()
-
-    def _close_tiers(self) -> None:
         if self.far is not None:
             self.far.close()
         with self.lock:
-            self.mover.step()
+            self.mover.step()  # what the tier finished or refused at its end
         self.near.close()
 
     def __enter__(self) -> BlockStore:

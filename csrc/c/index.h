@@ -193,7 +193,8 @@ uint32_t kv_index_match(const kv_index *index, const uint8_t *keys, uint32_t num
                         uint32_t *near_total);
 
 enum kv_plan { KV_PRESENT = 0, KV_BUSY = 1, KV_JOIN = 2, KV_WANTED = 3 };
-/* First half of a reservation of part `shard`: what each position needs. Returns the number of WANTED positions. */
+/* First half of a reservation of part `shard`: what each position needs. Returns the number of WANTED positions. The
+ * caller leased the stored prefix before and holds it until `begin`, so that making room cannot take it away. */
 uint32_t kv_index_plan(const kv_index *index, const uint8_t *keys, uint32_t num_keys, uint32_t shard, uint8_t *plan,
                        uint32_t *ids);
 /* Second half: gives WANTED positions the places in order; a position without one ends the run and stays KV_NONE

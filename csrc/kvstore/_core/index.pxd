@@ -2,7 +2,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 
 cdef extern from "index.h" nogil:
-    enum: KV_NONE
+    const uint32_t KV_NONE
     enum: KV_KEY_NBYTES
     enum: KV_SHARDS_MAX
     enum: KV_NAMESPACES_MAX
