@@ -1,25 +1,22 @@
-"""Tiered KV-cache store for LLM inference.
+"""kvstore: a tiered KV-cache store for LLM inference."""
 
-    import kvstore
-    config = kvstore.Config.load("kvstore.toml")
-"""
-
-from typing import TYPE_CHECKING
-
+from kvstore.block import BlockLayout, Lookup, Match, PutResult
+from kvstore.config import Config
+from kvstore.embedded import open
 from kvstore.errors import KVStoreError
+from kvstore.handle import Namespace
+from kvstore.namespace import NamespaceSpec
+from kvstore.store import BlockStore
 
-if TYPE_CHECKING:
-    from kvstore.config import Config
-
-__all__ = ["Config", "KVStoreError"]
-
-_LAZY = {"Config": "kvstore.config"}  # loaded at first use: importing kvstore stays quick
-
-
-def __getattr__(name: str) -> object:
-    if name not in _LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    globals()[name] = value = getattr(import_module(_LAZY[name]), name)
-    return value
+__all__ = [
+    "BlockLayout",
+    "BlockStore",
+    "Config",
+    "KVStoreError",
+    "Lookup",
+    "Match",
+    "Namespace",
+    "NamespaceSpec",
+    "PutResult",
+    "open",
+]

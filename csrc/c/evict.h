@@ -42,8 +42,11 @@ void kv_promote_mark(kv_index *index, const uint32_t *ids, uint32_t num_ids, uin
 void kv_promote_unmark(kv_index *index, const uint32_t *ids, const uint32_t *places, const uint8_t *read,
                        uint32_t num_ids, uint8_t *kept);
 
-/* A block's far copy moved (its segment is recycled) or is given up (place KV_NONE; only while it is near). */
-void kv_index_refar(kv_index *index, uint32_t id, uint32_t place);
+/* A far copy moves to another far place (its segment is recycled). `mark` keeps the old copy where it is; `unmark` ends
+ * it; where `written[i]`, the far copy is at `places[i]` from now on. `kept[i]` = 0: the new place is unused. */
+void kv_carry_mark(kv_index *index, const uint32_t *ids, uint32_t num_ids, uint8_t *marked);
+void kv_carry_unmark(kv_index *index, const uint32_t *ids, const uint32_t *places, const uint8_t *written,
+                     uint32_t num_ids, uint8_t *kept);
 
 /* For leases.h users and tests: which of up to KV_BATCH ids some client leases. Caller fenced after its marks. */
 void kv_evict_leased(const kv_index *index, const uint32_t *ids, uint32_t num_ids, uint8_t *leased);

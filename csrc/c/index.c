@@ -418,15 +418,6 @@ void kv_index_abandon(kv_index *index, const uint32_t *ids, uint32_t num_ids, ui
     if (orphans) sweep_orphans(index);
 }
 
-void kv_index_expire(kv_index *index, const uint32_t *ids, const uint64_t *words, uint32_t num_ids) {
-    for (uint32_t i = num_ids; i-- > 0;) {
-        uint64_t word = atomic_load_explicit(&index->records[ids[i]].state, memory_order_relaxed);
-        if (word != words[i] || (uint8_t)word != KV_WRITING || index->links[ids[i]].prev != 0) continue;
-        undo(index, ids[i]);
-    }
-    sweep_orphans(index);
-}
-
 uint32_t kv_index_adopt(kv_index *index, const uint8_t *key, uint32_t parent, uint16_t ns, uint32_t far,
                         uint64_t checksum) {
     if (kv_index_find(index, key) != KV_NONE) return KV_NONE;

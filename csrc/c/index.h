@@ -193,7 +193,8 @@ uint32_t kv_index_match(const kv_index *index, const uint8_t *keys, uint32_t num
                         uint32_t *near_total);
 
 enum kv_plan { KV_PRESENT = 0, KV_BUSY = 1, KV_JOIN = 2, KV_WANTED = 3 };
-/* First half of a reservation of part `shard`: what each position needs. Returns the number of WANTED positions. */
+/* First half of a reservation of part `shard`: what each position needs. Returns the number of WANTED positions. The
+ * caller leased the stored prefix before and holds it until `begin`, so that making room cannot take it away. */
 uint32_t kv_index_plan(const kv_index *index, const uint8_t *keys, uint32_t num_keys, uint32_t shard, uint8_t *plan,
                        uint32_t *ids);
 /* Second half: gives WANTED positions the places in order; a position without one ends the run and stays KV_NONE
@@ -209,10 +210,6 @@ uint32_t kv_index_commit(kv_index *index, const uint32_t *ids, uint32_t num_ids,
 /* Take part `shard` of reserved ids back. A block with no part left out and none committed is undone, and so is all
  * that was reserved on top of it; kv_evict_reap hands the places out. */
 void kv_index_abandon(kv_index *index, const uint32_t *ids, uint32_t num_ids, uint32_t shard);
-/* Undo the blocks that some rank committed and others never came for: those of `ids` whose state word is still
- * `words[i]`, with no part out. */
-void kv_index_expire(kv_index *index, const uint32_t *ids, const uint64_t *words, uint32_t num_ids);
-
 /* A recovered block: VALID with a far copy only. KV_NONE when the key exists or the index is full. */
 uint32_t kv_index_adopt(kv_index *index, const uint8_t *key, uint32_t parent, uint16_t ns, uint32_t far,
                         uint64_t checksum);

@@ -55,20 +55,19 @@ static void link_cold(kv_index *index, uint32_t id, uint16_t listed) {
 
 static void lru_access(kv_index *index, uint32_t deepest) {
     uint32_t now = ++index->clock;
-    int near_end_found = 0;
+    int covered = 0; /* a listed near block below stands for this one */
     for (uint32_t id = deepest; id != KV_NONE; id = index->records[id].parent) {
         kv_record *record = &index->records[id];
         index->links[id].access = now;
         if (kv_is_near(record)) {
-            if (!near_end_found) {
-                near_end_found = 1;
-                if (index->near_order.hot != id || !(record->flags & KV_LISTED_NEAR)) {
-                    unlink_entry(index, id);
-                    link_hot(index, id, KV_LISTED_NEAR);
-                }
+            /* A gap in the chain (a block between is only far) leaves a second near leaf. */
+            if (!covered || index->links[id].near_kids == 0) {
+                unlink_entry(index, id);
+                link_hot(index, id, KV_LISTED_NEAR);
             } else if (record->flags & KV_LISTED_NEAR) {
-                unlink_entry(index, id); /* covered by the deeper block from now on */
+                unlink_entry(index, id);
             }
+            covered = 1;
         } else {
             unlink_entry(index, id);
             link_hot(index, id, KV_LISTED_FAR);

@@ -70,15 +70,24 @@ void kv_promote_unmark(kv_index *index, const uint32_t *ids, const uint32_t *pla
     if (deepest != KV_NONE) index->policy->access(index, deepest);
 }
 
-void kv_index_refar(kv_index *index, uint32_t id, uint32_t place) {
-    kv_record *record = &index->records[id];
-    if (place != KV_NONE) {
-        set_far(index, id, place);
-        if (!kv_is_near(record)) atomic_store_explicit(&record->where, kv_where(KV_FAR, place), memory_order_release);
-        return;
+void kv_carry_mark(kv_index *index, const uint32_t *ids, uint32_t num_ids, uint8_t *marked) {
+    for (uint32_t i = 0; i < num_ids; i++) {
+        kv_record *record = &index->records[ids[i]];
+        marked[i] = kv_state_of(record) == KV_VALID && index->links[ids[i]].far != KV_NONE &&
+                    !(record->flags & KV_PROMOTING);
+        if (marked[i]) record->flags |= KV_PROMOTING;
     }
-    if (index->links[id].far == KV_NONE) return;
-    index->counts.num_far--;
-    index->counts.far_nbytes -= slot_nbytes(index, id);
-    index->links[id].far = KV_NONE;
+}
+
+void kv_carry_unmark(kv_index *index, const uint32_t *ids, const uint32_t *places, const uint8_t *written,
+                     uint32_t num_ids, uint8_t *kept) {
+    for (uint32_t i = 0; i < num_ids; i++) {
+        kv_record *record = &index->records[ids[i]];
+        record->flags &= (uint16_t)~KV_PROMOTING;
+        kept[i] = written[i] && kv_state_of(record) == KV_VALID;
+        if (!kept[i]) continue;
+        index->links[ids[i]].far = places[i];
+        if (!kv_is_near(record))
+            atomic_store_explicit(&record->where, kv_where(KV_FAR, places[i]), memory_order_release);
+    }
 }

@@ -13,15 +13,19 @@ block, never an exception in the future; a tier never raises for what a device d
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kvstore.errors import InvalidRequest
+
 PLACE_NBYTES = 4096
+BLOCK_NBYTES_MAX = 1 << 30
 
 Places = NDArray[np.uint32]
 Outcomes = NDArray[np.uint8]
@@ -82,7 +86,7 @@ class Tier(Protocol):
         self, places: Places, entries: Entries, buffers: Sequence[Buffer], deadline_us: int | None = None
     ) -> Future[Outcomes]:
         """Store one buffer per place. `entries` (ENTRY rows, one per place) gets its checksum filled in before the
-        future is done. Done means readable, not durable; `deadline_us` is in the tier's clock."""
+        future is done. Done means readable, not durable; `deadline_us` is CLOCK_MONOTONIC."""
 
     def read(
         self,
@@ -105,6 +109,44 @@ class Tier(Protocol):
 
     def close(self) -> None:
         """Finish what is under way and let go of the device. Idempotent."""
+
+
+@runtime_checkable
+class DurableTier(Tier, Protocol):
+    """A tier whose blocks outlive the process."""
+
+    def namespaces(self) -> dict[int, str]:
+        """Canonical texts of the namespaces that an earlier run remembered, by number."""
+
+    def remember_namespace(self, number: int, text: str) -> None:
+        """Durable with the next flush, and before any block of it."""
+
+    def recover(self) -> Iterator[tuple[Places, Entries]]:
+        """What an earlier run left, in write order. Once, before anything else is asked of the tier."""
+
+    def adopt(self, places: Places, nbytes: NDArray[np.uint32]) -> None:
+        """Which recovered blocks live on; the space of all others is free. Once, after recover."""
+
+
+def check_size(nbytes: int, num_blocks: int) -> None:
+    """InvalidRequest unless these can be the size and number of some blocks."""
+    if not 1 <= nbytes <= BLOCK_NBYTES_MAX:
+        raise InvalidRequest(f"nbytes={nbytes} of a block is not between 1 and {BLOCK_NBYTES_MAX}")
+    if num_blocks < 0:
+        raise InvalidRequest(f"num_blocks={num_blocks} is negative")
+
+
+def check_batch(places: Places, buffers: Sequence[Buffer], rows: NDArray[Any]) -> None:
+    """InvalidRequest unless a batch has one buffer and one row (entry or checksum) per place."""
+    if not len(places) == len(buffers) == len(rows):
+        raise InvalidRequest(f"{len(places)} places with {len(buffers)} buffers and {len(rows)} entries or checksums")
+
+
+def outcome_before(closed: bool, deadline_us: int | None) -> Outcome | None:
+    """The outcome of a batch that is not even started: the tier is closed, or the deadline has passed."""
+    if closed:
+        return Outcome.CLOSED
+    return Outcome.TIMEOUT if deadline_us is not None and time.monotonic_ns() // 1000 >= deadline_us else None
 
 
 def done(outcomes: Outcomes) -> Future[Outcomes]:

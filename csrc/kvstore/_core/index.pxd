@@ -2,7 +2,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 
 cdef extern from "index.h" nogil:
-    enum: KV_NONE
+    const uint32_t KV_NONE
     enum: KV_KEY_NBYTES
     enum: KV_SHARDS_MAX
     enum: KV_NAMESPACES_MAX
@@ -63,7 +63,6 @@ cdef extern from "index.h" nogil:
     uint32_t kv_index_commit(kv_index *index, const uint32_t *ids, uint32_t num_ids, uint32_t shard,
                              uint8_t *committed, uint32_t *published)
     void kv_index_abandon(kv_index *index, const uint32_t *ids, uint32_t num_ids, uint32_t shard)
-    void kv_index_expire(kv_index *index, const uint32_t *ids, const uint64_t *words, uint32_t num_ids)
     uint32_t kv_index_adopt(kv_index *index, const uint8_t *key, uint32_t parent, uint16_t ns, uint32_t far,
                             uint64_t checksum)
     uint32_t kv_index_remove(kv_index *index, const uint32_t *ids, uint32_t num_ids, kv_reason reason)
@@ -119,7 +118,9 @@ cdef extern from "evict.h" nogil:
     void kv_promote_mark(kv_index *index, const uint32_t *ids, uint32_t num_ids, uint8_t *marked)
     void kv_promote_unmark(kv_index *index, const uint32_t *ids, const uint32_t *places, const uint8_t *read,
                            uint32_t num_ids, uint8_t *kept)
-    void kv_index_refar(kv_index *index, uint32_t id, uint32_t place)
+    void kv_carry_mark(kv_index *index, const uint32_t *ids, uint32_t num_ids, uint8_t *marked)
+    void kv_carry_unmark(kv_index *index, const uint32_t *ids, const uint32_t *places, const uint8_t *written,
+                         uint32_t num_ids, uint8_t *kept)
 
 
 cdef class Index:

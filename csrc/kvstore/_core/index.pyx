@@ -20,6 +20,7 @@ KEY_NBYTES = KV_KEY_NBYTES
 SHARDS_MAX = KV_SHARDS_MAX
 ENTRIES_MAX = 2**31
 PRESENT, BUSY, JOIN, WANTED = 0, 1, 2, 3
+FREE, WRITING, VALID = 0, 1, 2
 STOP_END, STOP_MISS, STOP_BUSY, STOP_FULL = 0, 1, 2, 3
 NEVER, EVICTED, UNWRITTEN, REMOVED, CORRUPT, ABANDONED = 0, 1, 2, 3, 4, 5
 
@@ -53,7 +54,8 @@ cdef uint32_t[::1] _u32(object array):
 cdef class Grip:
     """The leases of one acquire: `num_blocks` leading blocks, the first `num_near` of them readable in place.
 
-    `stop` says why it ended: STOP_END, STOP_MISS, STOP_BUSY (an eviction was looking at the next block: ask again)
+    `stop` says why it ended: FREE, WRITING, VALID = 0, 1, 2
+STOP_END, STOP_MISS, STOP_BUSY (an eviction was looking at the next block: ask again)
     or STOP_FULL (the lease table has no room for the rest).
     """
 
@@ -329,12 +331,6 @@ cdef class Index:
         if view.shape[0]:
             kv_index_abandon(&self._index, &view[0], <uint32_t>view.shape[0], shard)
 
-    def expire(self, ids, const uint64_t[::1] words):
-        """Undo blocks that are still as incomplete as when `words` were read and have no part out."""
-        cdef uint32_t[::1] view = self._ids(ids)
-        if view.shape[0]:
-            kv_index_expire(&self._index, &view[0], &words[0], <uint32_t>view.shape[0])
-
     def adopt(self, const uint8_t[:, ::1] keys, const uint8_t[:, ::1] parents, const uint32_t[::1] namespaces,
               const uint32_t[::1] places, const uint64_t[::1] checksums):
         """Take recovered blocks in, parents before children. Returns their ids: NONE where the parent is absent,
@@ -471,12 +467,23 @@ cdef class Index:
             kv_promote_unmark(&self._index, &view[0], &places[0], &read[0], <uint32_t>view.shape[0], &kept[0])
         return out
 
-    def refar(self, ids, const uint32_t[::1] places):
-        """Give ids another far place (their segment is being recycled)."""
+    def carry_mark(self, ids):
+        """Which ids have a far copy that may be moved now; it stays where it is until unmarked."""
         cdef uint32_t[::1] view = self._ids(ids)
-        cdef Py_ssize_t i
-        for i in range(view.shape[0]):
-            kv_index_refar(&self._index, view[i], places[i])
+        out = np.zeros(view.shape[0], dtype=np.uint8)
+        cdef uint8_t[::1] marked = out
+        if view.shape[0]:
+            kv_carry_mark(&self._index, &view[0], <uint32_t>view.shape[0], &marked[0])
+        return out
+
+    def carry_unmark(self, ids, const uint32_t[::1] places, const uint8_t[::1] written):
+        """End a move of far copies; returns per id whether the copy at `places` counts now."""
+        cdef uint32_t[::1] view = self._ids(ids)
+        out = np.zeros(view.shape[0], dtype=np.uint8)
+        cdef uint8_t[::1] kept = out
+        if view.shape[0]:
+            kv_carry_unmark(&self._index, &view[0], &places[0], &written[0], <uint32_t>view.shape[0], &kept[0])
+        return out
 
     def drain(self):
         """Bring waiting touches into the eviction order."""

@@ -1,0 +1,51 @@
+"""Values that cross the public interface. Imports nothing of ours."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+class Lookup(enum.IntEnum):
+    """What is known of one block at the moment of a lease."""
+
+    MISS = 0  # not stored
+    PENDING = 1  # stored in a farther tier and on its way; ask again
+    HIT = 2  # readable in place
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """The longest stored prefix of a chain of keys. Nothing is protected: a lease may find less."""
+
+    num_blocks: int
+    by_tier: Mapping[str, int] = field(default_factory=dict)  # how many of them lie where
+    load_us: int = 0  # estimated time until all of them are readable, from measured bandwidth
+
+    def __bool__(self) -> bool:
+        return self.num_blocks > 0
+
+
+@dataclass(frozen=True, slots=True)
+class PutResult:
+    """What became of the blocks of a put: `stored` now, `present` before, `rejected` with the reason by position."""
+
+    stored: int
+    present: int
+    rejected: Mapping[int, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class BlockLayout:
+    """How a block is cut into pieces that lie in different engine tensors.
+
+    `pieces` are the bytes of each piece in the order in which they follow each other inside the block: one per
+    tensor. A tensor's first axis is the engine's block number, and one row of it holds one piece.
+    """
+
+    pieces: tuple[int, ...]
+
+    @property
+    def block_nbytes(self) -> int:
+        return sum(self.pieces)

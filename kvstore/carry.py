@@ -1,0 +1,115 @@
+"""Recycling of far space: the blocks that still live in a segment are copied out of it, then it can be used again.
+
+A carry goes in rounds of at most CARRY_NBYTES: read (verified), write to a new place, settle. While a block is carried
+its old copy stays where it is and readable.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from kvstore._core import index as core
+from kvstore.arrays import Ids, chosen
+from kvstore.tiers.base import ENTRY, Outcome, Outcomes, Places, Tier
+
+if TYPE_CHECKING:
+    from kvstore.mover import Mover
+
+CARRY_NBYTES = 8 << 20
+FAR = 1
+
+
+class Carry:
+    """Empties one range of far places. `step` under the store's lock until it answers True."""
+
+    def __init__(self, mover: Mover, far: Tier, window: tuple[int, int]) -> None:
+        self._mover, self._far, self._window = mover, far, window
+        self._ids: Ids = np.empty(0, dtype=np.uint32)
+        self._old: Places = np.empty(0, dtype=np.uint32)
+        self._new: Places = np.empty(0, dtype=np.uint32)
+        self._entries = np.empty(0, dtype=ENTRY)
+        self._buffers: list[memoryview] = []
+        self._reading: Future[Outcomes] | None = None
+        self._writing: Future[Outcomes] | None = None
+        self._ns = 0
+
+    def step(self) -> bool:
+        """True when the range is empty, or as empty as it can be made now."""
+        if self._reading is not None:
+            if not self._reading.done():
+                return False
+            if not self._write():
+                return True
+        if self._writing is not None:
+            if not self._writing.done():
+                return False
+            self._settle()
+        return not self._read()
+
+    def _read(self) -> bool:
+        index = self._mover.index
+        ids = index.in_range(FAR, *self._window)
+        _, _, _, namespaces, _ = index.describe(ids)
+        if not len(ids):
+            return False
+        self._ns = int(namespaces[0])
+        sizes = self._mover.sizes[self._ns]
+        ids = ids[namespaces == self._ns][: max(1, CARRY_NBYTES // sizes.slot_nbytes)]
+        ids = ids[chosen(index.carry_mark(ids))]
+        if not len(ids):
+            return False
+        _, self._old, checksums, _, _ = index.describe(ids)
+        self._ids = ids
+        scratch = memoryview(bytearray(len(ids) * sizes.block_nbytes))
+        self._buffers = [
+            scratch[start : start + sizes.block_nbytes] for start in range(0, len(scratch), sizes.block_nbytes)
+        ]
+        self._reading = self._far.read(self._old, checksums, self._buffers, None)
+        self._reading.add_done_callback(self._mover.notice)
+        return True
+
+    def _write(self) -> bool:
+        """The second half of a round. False when there is no place to carry to: then the blocks are given up."""
+        assert self._reading is not None
+        outcomes, self._reading = self._reading.result(), None
+        good = outcomes == Outcome.OK
+        mover, nbytes = self._mover, self._mover.sizes[self._ns].block_nbytes
+        failed, rotten = self._ids[~good], self._ids[outcomes == Outcome.CORRUPT]
+        self._release(failed)
+        mover.rotten(rotten)
+        self._ids, self._old = self._ids[good], self._old[good]
+        self._buffers = [buffer for buffer, keep in zip(self._buffers, good, strict=True) if keep]
+        new = self._far.allocate(nbytes, len(self._ids))
+        lost = self._ids[len(new) :]
+        if len(lost):
+            self._release(lost)
+            mover.index.remove(lost, core.EVICTED, mover.clock.time_s())
+            mover.reap()
+        if not len(new) or (len(failed) and not len(rotten)):
+            self._far.free(new, nbytes, forget=True)
+            self._release(self._ids[: len(new)])
+            return False
+        self._ids, self._old, self._new = self._ids[: len(new)], self._old[: len(new)], new
+        self._entries = mover.entries(self._ids, self._ns)
+        self._writing = self._far.write(new, self._entries, self._buffers[: len(new)], None)
+        self._writing.add_done_callback(mover.notice)
+        return True
+
+    def _settle(self) -> None:
+        assert self._writing is not None
+        outcomes, self._writing = self._writing.result(), None
+        mover, nbytes = self._mover, self._mover.sizes[self._ns].block_nbytes
+        written = (outcomes == Outcome.OK).astype(np.uint8)
+        kept = chosen(mover.index.carry_unmark(self._ids, self._new, written))
+        self._far.free(self._old[kept], nbytes)
+        self._far.free(self._new[~kept], nbytes, forget=True)
+        mover.carried_blocks += int(kept.sum())
+        mover.reap()
+        mover.made_progress()
+
+    def _release(self, ids: Ids) -> None:
+        places = np.zeros(len(ids), dtype=np.uint32)
+        self._mover.index.carry_unmark(ids, places, np.zeros(len(ids), dtype=np.uint8))

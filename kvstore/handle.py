@@ -1,0 +1,339 @@
+"""Namespace: the verbs on blocks, as an application uses them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kvstore import copying, hashing
+from kvstore._core import index as core
+from kvstore.arrays import NO_IDS, Ids, Keys
+from kvstore.block import BlockLayout, Match, PutResult
+from kvstore.errors import InvalidRequest, LimitExceeded
+from kvstore.lease import Lease
+from kvstore.namespace import NamespaceSpec
+from kvstore.room import Room, reasons
+from kvstore.tiers.base import Places
+
+if TYPE_CHECKING:
+    from kvstore._core.arena import Arena, Window
+    from kvstore._core.index import Grip
+    from kvstore.mover import Transfer
+    from kvstore.store import BlockStore
+
+ROUNDS_MAX = 1000  # of a lease that waits: each brings at least one batch nearer or ends it
+REASONS = {
+    core.NEVER: "never stored, or gone too long ago to be remembered",
+    core.EVICTED: "evicted by {policy}",
+    core.UNWRITTEN: "evicted by {policy} before it could be written back",
+    core.REMOVED: "removed",
+    core.CORRUPT: "rotten: its bytes did not match their checksum",
+    core.ABANDONED: "reserved but never committed",
+}
+
+
+class Namespace:
+    """Blocks of one NamespaceSpec in a store. Made by BlockStore.namespace; safe to use from several threads."""
+
+    def __init__(self, store: BlockStore, number: int, spec: NamespaceSpec) -> None:
+        self._store, self._number, self.spec = store, number, spec
+        self._seed = spec.digest()
+        self._leases, self._index, self._mover, self._lock = store.leases, store.index, store.mover, store.lock
+        self.arena: Arena = store.near.arena
+
+    # ---- keys ----
+
+    def keys(self, token_ids: Any = None, *, block_hashes: Sequence[bytes] | None = None) -> Keys:
+        """Keys uint8 (num_blocks, 32), one per full block of `token_ids` (integers in [0, 2^32)).
+
+        Or from an engine's own chained block hashes, one key each, mixed with this namespace's digest. A trailing
+        partial block has no key. Errors: InvalidRequest.
+        """
+        if block_hashes is not None:
+            return hashing.mix_keys(self._seed, block_hashes)
+        return hashing.chain_keys(self._seed, token_ids, self.spec.block_tokens, self.spec.hash)
+
+    # ---- reading ----
+
+    def match(self, keys: Keys) -> Match:
+        """The longest stored prefix of `keys`, where it lies, and how long it would take to read. Protects nothing."""
+        self._store.check_open()
+        num_blocks, _, near = self._index.match(keys)
+        far = num_blocks - near
+        by_tier = {}
+        if near:
+            by_tier[self._store.near.name] = near
+        if far:
+            by_tier[self._store.far_name] = far
+        return Match(num_blocks, by_tier, self._mover.load_us(far, self._number) if far else 0)
+
+    def lease(self, keys: Keys, deadline_ms: float | None = None) -> Lease:
+        """Protect the longest prefix of `keys` that is readable before the deadline (None: wait for all of it).
+
+        What cannot be here in time is left out (it counts as `pending`); deadline_ms=0 never waits. Errors:
+        InvalidRequest for malformed keys, LimitExceeded over the number of blocks that can be leased at a time.
+        """
+        self._store.check_open()
+        grip = self._leases.acquire(keys)
+        if grip.stop <= core.STOP_MISS and grip.num_near == grip.num_blocks:
+            return Lease(self, grip, len(keys))
+        return self._lease_far(keys, grip, deadline_ms)
+
+    def _lease_far(self, keys: Keys, grip: Grip, deadline_ms: float | None) -> Lease:
+        """The leased prefix goes on in the far tier (or an eviction was in the way): bring it near."""
+        clock = self._store.clock
+        deadline_us = None if deadline_ms is None else clock.now_us() + int(deadline_ms * 1000)
+        load_us = 0
+        for _ in range(ROUNDS_MAX):
+            self._check_stop(grip, len(keys))
+            with self._lock:
+                if grip.stop == core.STOP_BUSY:
+                    grip = self._again(keys, grip)
+                    continue
+                far = grip.ids()[grip.num_near :]
+                started, waiting = self._promote(far, deadline_us)
+                load_us = self._mover.load_us(len(far), self._number)
+            if not len(far) or waiting is None:
+                break
+            left = None if deadline_us is None else deadline_us - clock.now_us()
+            if left is not None and left <= 0:
+                break
+            in_time = clock.wait(waiting, left)
+            with self._lock:
+                self._mover.step()
+                grip = self._again(keys, grip)
+            if not in_time or (started is not None and not self._advanced(started)):
+                break
+        return Lease(self, grip, len(keys), load_us)
+
+    def _again(self, keys: Keys, grip: Grip) -> Grip:
+        """Ask again without letting go in between."""
+        newer = self._leases.acquire(keys, counted=False)
+        grip.release()
+        return newer
+
+    def _promote(self, far: Ids, deadline_us: int | None) -> tuple[Transfer | None, Future[Any] | None]:
+        """Start what can be started; the future to wait for, None when nothing can come."""
+        if not len(far):
+            return None, None
+        transfer = self._mover.promote(far, self._number, deadline_us)
+        return transfer, transfer.future if transfer is not None else self._mover.progress()
+
+    @staticmethod
+    def _advanced(transfer: Transfer) -> bool:
+        """Did a promotion that is done bring its first block? If not, asking again would not help."""
+        return not transfer.future.done() or bool(transfer.future.result()[0] == 0)
+
+    def get(self, keys: Keys, out: Any = None, deadline_ms: float | None = None) -> tuple[int, Any]:
+        """Copy the leading readable blocks out: (how many, `out` or a new uint8 array (num_blocks, block_nbytes))."""
+        with self.lease(keys, deadline_ms) as lease:
+            if out is None:
+                out = np.empty((lease.num_blocks, self.spec.block_nbytes), dtype=np.uint8)
+            lease.copy_into(out)
+            return lease.num_blocks, out
+
+    def prefetch(self, keys: Keys, tier: str = "host", deadline_ms: float | None = None) -> Future[Match]:
+        """Start bringing the stored prefix near and return at once; the future's result is the Match then."""
+        self._store.check_open()
+        if tier != self._store.near.name:
+            raise InvalidRequest(f"tier={tier!r}: blocks can be prefetched to {self._store.near.name!r} only")
+        answer: Future[Match] = Future()
+        deadline_us = None if deadline_ms is None else self._store.clock.now_us() + int(deadline_ms * 1000)
+        grip = self._leases.acquire(keys, counted=False)
+        with self._lock:
+            transfer = self._mover.promote(grip.ids()[grip.num_near :], self._number, deadline_us)
+        grip.release()
+        if transfer is None:
+            answer.set_result(self.match(keys))
+        else:
+            transfer.settled.add_done_callback(lambda _: answer.set_result(self.match(keys)))
+        return answer
+
+    # ---- writing ----
+
+    def reserve(self, keys: Keys, shard: int = 0, deadline_ms: float | None = None) -> Room:
+        """Places for what of the chain `keys` is not stored yet, one shard's part of each block.
+
+        `keys` is the whole chain from the first block of the prompt. `deadline_ms`: how long it may wait for
+        write-back to make room before it drops blocks that have no far copy yet (None: the configured put_wait_ms).
+        Errors: InvalidRequest for malformed keys or a wrong shard. What gets no place is in Room.rejected.
+        """
+        plan, ids, full = self._reserve(keys, shard, deadline_ms)
+        return Room(self, keys, shard, plan, ids, full)
+
+    def _reserve(self, keys: Keys, shard: int, deadline_ms: float | None) -> tuple[Any, Ids, str]:
+        self._store.check_open()
+        if not 0 <= shard < self.spec.shards:
+            raise InvalidRequest(f"shard={shard} is not between 0 and {self.spec.shards - 1}")
+        clock = self._store.clock
+        wait_ms = self._store.put_wait_ms if deadline_ms is None else deadline_ms
+        deadline_us = clock.now_us() + int(wait_ms * 1000)
+        grip = self._leases.acquire(keys, counted=False)  # making room must not take away what this extends
+        try:
+            self._check_stop(grip, len(keys))
+            while True:
+                with self._lock:
+                    late = clock.now_us() >= deadline_us
+                    granted, progress = self._try_reserve(keys, shard, late)
+                if granted is not None:
+                    return granted
+                if progress is None:  # nothing is under way that could make room: take what there is
+                    deadline_us = 0
+                else:
+                    clock.wait(progress, deadline_us - clock.now_us())
+        finally:
+            grip.release()
+
+    def _try_reserve(
+        self, keys: Keys, shard: int, late: bool
+    ) -> tuple[tuple[Any, Ids, str] | None, Future[None] | None]:
+        """One attempt; without success the future to wait for. `late`: take what is to be had."""
+        store, mover = self._store, self._mover
+        store.settle_locked()
+        wanted, plan, ids = self._index.plan(keys, shard)
+        fit = min(wanted, store.entries_room(wanted, self._number)) if wanted else 0
+        places = mover.room(self._number, fit, drop_unwritten=late) if fit else NO_IDS
+        if len(places) < fit and not late:
+            self._return(places)
+            return None, mover.progress()
+        used = self._index.begin(keys, shard, self._number, plan, ids, places)
+        self._return(places[used:])
+        store.watch(ids[((plan == core.WANTED) | (plan == core.JOIN)) & (ids != core.NONE)])
+        return (plan, ids, self._full_reason(fit < wanted)), None
+
+    def _check_stop(self, grip: Grip, num_keys: int) -> None:
+        if grip.stop == core.STOP_FULL:
+            grip.release()
+            limit = self._leases.entries_max
+            raise LimitExceeded(f"{num_keys} more blocks do not fit into index.leases_max={limit}; release some leases")
+
+    def _return(self, places: Places) -> None:
+        if len(places):
+            self._store.near.free(places, self.spec.block_nbytes)
+
+    def _full_reason(self, index_full: bool) -> str:
+        if index_full:
+            return f"no free index entry: index.entries_max={self._index.counts()['entries_max']}"
+        return f"no room in memory: host.nbytes={self._store.near_capacity} is leased or being written"
+
+    def put(
+        self,
+        keys: Keys,
+        blocks: Any,
+        *,
+        start: int = 0,
+        shard: int = 0,
+        layout: BlockLayout | None = None,
+        block_ids: Any = None,
+        deadline_ms: float | None = None,
+    ) -> PutResult:
+        """Store the blocks of the chain `keys` from position `start` on; what is there already is not copied.
+
+        `blocks`: array (len(keys) - start, part_nbytes), a list of as many buffers, or, with a `layout`, tensors and the
+        `block_ids` of their rows. Errors: InvalidRequest for wrong shapes; nothing is stored then.
+        """
+        if not 0 <= start <= len(keys):
+            raise InvalidRequest(f"start={start} is not between 0 and the number of keys, {len(keys)}")
+        if layout is None:
+            sources = copying.source_addresses(blocks, len(keys) - start, self.spec.part_nbytes)
+        plan, ids, full = self._reserve(keys, shard, deadline_ms)
+        granted = ((plan == core.WANTED) | (plan == core.JOIN)) & (ids != core.NONE)
+        mine = ids[granted]
+        if not len(mine):
+            return PutResult(0, int((plan == core.PRESENT).sum()), reasons(plan, ids, full))
+        try:
+            positions = np.flatnonzero(granted) - start
+            if positions[0] < 0:
+                raise InvalidRequest(f"start={start}, but block {positions[0] + start} before it is not stored")
+            if layout is None:
+                copying.from_addresses(self.arena, self.near_places(mine), self.spec, shard, sources[positions])
+            else:
+                rows = np.asarray(block_ids)[positions] if block_ids is not None else None
+                self.fill(mine, shard, blocks, layout, rows)
+        except BaseException:
+            self.abandon_later(mine, shard)
+            self.settle()
+            raise
+        lost = self.commit(mine, shard)
+        rejected = reasons(plan, ids, full)
+        return PutResult(len(mine) - lost, int((plan == core.PRESENT).sum()), rejected)
+
+    def remove(self, keys: Keys) -> int:
+        """Remove these blocks and every stored block that extends one of them; returns how many went."""
+        self._store.check_open()
+        ids = self._index.find(keys)
+        with self._lock:
+            removed = self._index.remove(ids[ids != core.NONE], core.REMOVED, self._store.clock.time_s())
+            self._mover.reap(forget=True)
+        return int(removed)
+
+    def clear(self) -> int:
+        """Remove every block of this namespace; returns how many went."""
+        self._store.check_open()
+        with self._lock:
+            removed = self._index.clear(self._number, self._store.clock.time_s())
+            self._mover.reap(forget=True)
+        return int(removed)
+
+    def explain(self, keys: Keys) -> list[str]:
+        """Per key: the tier it would be read from, or why it is not there."""
+        self._store.check_open()
+        with self._lock:
+            ids = self._index.find(keys)
+            ghosts = self._index.ghosts(keys)
+            return [self._explain_one(int(i), *ghost) for i, ghost in zip(ids, ghosts, strict=True)]
+
+    def _explain_one(self, block_id: int, reason: int, time_s: int) -> str:
+        if block_id == core.NONE:
+            if reason == core.UNWRITTEN and self._mover.far is None:
+                reason = core.EVICTED
+            when = f" {max(0, self._store.clock.time_s() - time_s)} s ago" if reason != core.NEVER else ""
+            return REASONS[reason].format(policy=self._store.policy_name) + when
+        near, far, *_ = self._index.describe(np.array([block_id], dtype=np.uint32))
+        if int(self._index.words(np.array([block_id], dtype=np.uint32))[0]) & 0xFF == core.WRITING:
+            return "being written"
+        return self._store.near.name if near[0] != core.NONE else self._store.far_name
+
+    # ---- what Lease and Room ask for ----
+
+    def near_places(self, ids: Ids) -> Places:
+        """Arena places of ids that are reserved or leased near."""
+        return self._index.describe(ids)[0]
+
+    def part_window(self, ids: Ids, shard: int, on_release: Callable[[], None]) -> Window:
+        """Writable views of one shard's parts of reserved blocks."""
+        return self.arena.window(
+            self.near_places(ids),
+            self.spec.part_nbytes,
+            offset=shard * self.spec.part_nbytes,
+            readonly=False,
+            on_release=on_release,
+        )
+
+    def fill(self, ids: Ids, shard: int, blocks: Any, layout: BlockLayout | None, block_ids: Any) -> None:
+        """Copy one shard's parts into reserved blocks."""
+        copying.into_arena(self.arena, self.near_places(ids), self.spec, shard, blocks, layout, block_ids)
+
+    def commit(self, ids: Ids, shard: int) -> int:
+        """Make reserved parts count; returns how many blocks had been undone before."""
+        with self._lock:
+            return self._store.commit(ids, shard, self._number)
+
+    def hold(self, keys: Keys) -> Grip:
+        """Leases on the stored prefix of keys that are not a question of the application."""
+        return self._leases.acquire(keys, counted=False)
+
+    def abandon_later(self, ids: Ids, shard: int) -> None:
+        """Note that a reservation was left; from any thread, also while it holds the lock."""
+        self._store.abandoned.append((ids, shard))
+
+    def settle(self) -> None:
+        """Undo what was noted as abandoned."""
+        with self._lock:
+            self._store.settle_locked()
+
+    def __repr__(self) -> str:
+        return f"<Namespace {self.spec.title!r}: {self._index.num_blocks(self._number)} blocks>"

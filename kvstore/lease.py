@@ -1,0 +1,98 @@
+"""Lease: blocks that stay where they are until they are released."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvstore import copying
+from kvstore.block import BlockLayout, Lookup
+from kvstore.errors import LeaseExpired
+
+if TYPE_CHECKING:
+    from kvstore._core.arena import Window
+    from kvstore._core.index import Grip
+    from kvstore.handle import Namespace
+
+
+class Lease:
+    """The longest prefix of some keys that is readable now; use it in a `with`, or call `release`.
+
+    `num_blocks` leading blocks are readable; `pending` more are stored farther away and not here yet (`load_us`: when
+    they may be). While the lease lives none of them is evicted. Views that are still in use when it is released keep
+    it alive: a block is never overwritten while somebody can see it.
+    """
+
+    __slots__ = ("_grip", "_namespace", "_num_keys", "_window", "load_us", "num_blocks", "pending")
+
+    def __init__(self, namespace: Namespace, grip: Grip, num_keys: int, load_us: int = 0) -> None:
+        self._namespace = namespace
+        self._grip: Grip | None = grip
+        self._window: Window | None = None
+        self._num_keys = num_keys
+        self.num_blocks: int = grip.num_near
+        self.pending: int = grip.num_blocks - grip.num_near
+        self.load_us = load_us
+
+    def _held(self) -> Grip:
+        if self._grip is None:
+            raise LeaseExpired("this lease was released; take a new one")
+        return self._grip
+
+    @property
+    def lookups(self) -> list[Lookup]:
+        """Per key of the question: HIT, PENDING or MISS."""
+        absent = self._num_keys - self.num_blocks - self.pending
+        return [Lookup.HIT] * self.num_blocks + [Lookup.PENDING] * self.pending + [Lookup.MISS] * absent
+
+    @property
+    def views(self) -> list[memoryview]:
+        """Read-only buffers of block_nbytes, one per readable block; nothing is copied. LeaseExpired after release."""
+        grip = self._held()
+        if self._window is None:
+            places = grip.near_places()[: self.num_blocks]
+            self._window = self._namespace.arena.window(
+                places, self._namespace.spec.block_nbytes, readonly=True, on_release=grip.release
+            )
+        return self._window.views
+
+    def copy_into(
+        self,
+        out: Any,
+        layout: BlockLayout | None = None,
+        block_ids: NDArray[np.integer[Any]] | None = None,
+    ) -> int:
+        """Copy the readable blocks out; returns how many.
+
+        `out` is a writable array of at least (num_blocks, block_nbytes); or, with a `layout`, one tensor per piece and
+        `block_ids` (num_blocks,) says in which row of the tensors each block goes. Errors: InvalidRequest for a wrong
+        shape, LeaseExpired after release.
+        """
+        places = self._held().near_places()[: self.num_blocks]
+        copying.out_of_arena(self._namespace.arena, places, self._namespace.spec, out, layout, block_ids)
+        return self.num_blocks
+
+    def release(self) -> None:
+        """Let go of the blocks (of those still visible through a view: when the last such view dies). Idempotent."""
+        grip, self._grip = self._grip, None
+        if grip is None:
+            return
+        if self._window is None:
+            grip.release()
+        else:
+            self._window.close()  # calls grip.release when no view is in use any more
+
+    def __enter__(self) -> Lease:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+    def __repr__(self) -> str:
+        state = "released" if self._grip is None else f"{self.num_blocks} blocks, {self.pending} pending"
+        return f"<Lease {state} of {self._num_keys} keys>"

@@ -1,0 +1,441 @@
+"""The only code that moves blocks between tiers, and that makes room in them.
+
+Everything here runs under the store's lock and never waits: `step` settles what the tiers finished and starts what the
+policy allows; whoever needs a result waits for a future outside the lock and steps again. A thread (`start`) steps
+when a tier finishes something; the simulator steps by hand.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from kvstore import policy
+from kvstore._core import index as core
+from kvstore._core.index import Index
+from kvstore.arrays import Ids, Mask, Words, chosen
+from kvstore.carry import Carry
+from kvstore.clock import Clock
+from kvstore.tiers.base import ENTRY, PLACE_NBYTES, Entries, Outcome, Outcomes, Places, Tier
+from kvstore.tiers.host import HostTier
+
+TICK_S = 0.05  # the thread looks at budgets, expiries and broken tiers at least this often
+NEAR, FAR = 0, 1
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the mover may hold under way; from the `mover` section of the configuration."""
+
+    near_nbytes: int
+    writeback_queue_blocks: int = 1 << 16
+    promote_queue_blocks: int = 1 << 14
+    write_nbytes_per_s: int = 0
+    batches: policy.WriteBack = field(default_factory=policy.WriteBack)
+
+
+@dataclass(slots=True)
+class Sizes:
+    """What the mover has to know of a namespace."""
+
+    block_nbytes: int
+    slot_nbytes: int
+    block_tokens: int
+
+
+@dataclass(slots=True)
+class Transfer:
+    """A batch under way between the tiers."""
+
+    ids: Ids
+    ns: int
+    near_places: Places
+    far_places: Places
+    entries: Entries
+    window: Any
+    future: Future[Outcomes]
+    began_us: int
+    settled: Future[None] = field(default_factory=Future)
+
+
+def slot_nbytes(block_nbytes: int) -> int:
+    """Bytes a block takes in a tier: its own, rounded up to whole places."""
+    return -(-block_nbytes // PLACE_NBYTES) * PLACE_NBYTES
+
+
+class Mover:
+    """Moves blocks between `near` and `far` (None: a store of one tier). Caller holds `lock` for every method but
+    start, stop and flush."""
+
+    def __init__(
+        self, index: Index, near: HostTier, far: Tier | None, lock: threading.RLock, clock: Clock, limits: Limits
+    ) -> None:
+        self.index, self.near, self.far, self.clock, self.limits = index, near, far, clock, limits
+        self.lock = lock
+        self.sizes: dict[int, Sizes] = {}
+        self._dirty: deque[tuple[Ids, Words, int]] = deque()
+        self._num_dirty = 0
+        self._writes: deque[Transfer] = deque()
+        self._reads: list[Transfer] = []
+        self._reading_nbytes = 0
+        self._write_ready_us = 0
+        self._carry: Carry | None = None
+        self._progress: Future[None] = Future()
+        self._wake = threading.Event()
+        self._stopping = False
+        self._thread: threading.Thread | None = None
+        self.chore: Callable[[], None] = lambda: None  # the store's own: expiry, abandoned reservations
+        self.write_bandwidth, self.read_bandwidth = policy.Bandwidth(), policy.Bandwidth()
+        self.promoted_blocks = self.written_blocks = self.corrupt_blocks = 0
+        self.failed_writes = self.failed_reads = self.skipped_writes = self.carried_blocks = 0
+
+    # ---- room ----
+
+    @property
+    def near_used_nbytes(self) -> int:
+        """Bytes of near slots that are stored, reserved, or being filled from the far tier."""
+        return int(self.index.near_nbytes) + self._reading_nbytes
+
+    def room(self, ns: int, num_blocks: int, *, drop_unwritten: bool) -> Places:
+        """Near places for up to `num_blocks` blocks of a namespace, evicting as needed.
+
+        Fewer when what is left is leased, or still waits for its write-back and `drop_unwritten` is False.
+        """
+        slot = self.sizes[ns].slot_nbytes
+        capacity = self.limits.near_nbytes
+        spare = policy.spare_nbytes(capacity, slot)
+        if self._writes:
+            self._settle_writes()
+        excess = policy.evict_nbytes(self.near_used_nbytes, num_blocks * slot, capacity, spare)
+        if excess > 0:
+            self._evict_near(excess, keep_unwritten=self.far is not None and not drop_unwritten)
+        fit = max(0, (capacity + spare - self.near_used_nbytes) // slot)
+        num_blocks = min(num_blocks, fit)
+        places = self.near.allocate(self.sizes[ns].block_nbytes, num_blocks)
+        for _ in range(8):  # each turn empties one slab of another size class
+            if len(places) == num_blocks or not self._empty_slab(ns, drop_unwritten):
+                break
+            more = self.near.allocate(self.sizes[ns].block_nbytes, num_blocks - len(places))
+            places = np.concatenate([places, more])
+        return places
+
+    def _evict_near(self, nbytes: int, *, keep_unwritten: bool) -> None:
+        while nbytes > 0:
+            freed, groups = self.index.evict_near(nbytes, keep_unwritten, self.clock.time_s())
+            self.give_back(groups)
+            if freed == 0:
+                return
+            nbytes -= freed
+
+    def _empty_slab(self, ns: int, drop_unwritten: bool) -> bool:
+        window = self.near.vacate(self.sizes[ns].block_nbytes)
+        if window is None:
+            return False
+        ids = self.index.in_range(NEAR, *window)
+        keep = self.far is not None and not drop_unwritten
+        freed, groups = self.index.evict_these(ids, keep, self.clock.time_s())
+        self.give_back(groups)
+        return bool(freed)
+
+    def give_back(self, groups: list[tuple[int, int, Places]], *, forget: bool = False) -> None:
+        """Return places that the index handed out to their tiers."""
+        for tier, ns, places in groups:
+            if tier == NEAR:
+                self.near.free(places, self.sizes[ns].block_nbytes)
+            elif self.far is not None:
+                self.far.free(places, self.sizes[ns].block_nbytes, forget=forget)
+
+    def reap(self, *, forget: bool = False) -> None:
+        """Give back what removed blocks occupied, as far as nobody leases them."""
+        if self.index.num_removed:
+            self.give_back(self.index.reap(), forget=forget)
+
+    def drop_entries(self, num_blocks: int, ns: int) -> None:
+        """Make index entries free: the coldest blocks leave the cache altogether."""
+        nbytes = num_blocks * self.sizes[ns].slot_nbytes
+        if self.far is not None:
+            _, groups = self.index.evict_far(nbytes, self.clock.time_s())
+            self.give_back(groups)
+        if self.index.num_free < num_blocks:
+            self._evict_near(nbytes, keep_unwritten=False)
+
+    def far_room(self, ns: int, num_blocks: int) -> Places:
+        """Far places for up to `num_blocks` blocks, evicting blocks that are only far."""
+        assert self.far is not None
+        sizes = self.sizes[ns]
+        usage = self.far.usage()
+        excess = usage.used_nbytes + num_blocks * sizes.slot_nbytes - usage.capacity_nbytes
+        if excess > 0:
+            ahead = min(policy.BATCH_BLOCKS * sizes.slot_nbytes, usage.capacity_nbytes // policy.SPARE_SHARE)
+            _, groups = self.index.evict_far(max(excess, ahead), self.clock.time_s())
+            self.give_back(groups)
+            usage = self.far.usage()
+            fit = max(0, (usage.capacity_nbytes - usage.used_nbytes) // sizes.slot_nbytes)
+            num_blocks = min(num_blocks, fit)
+        return self.far.allocate(sizes.block_nbytes, num_blocks)
+
+    # ---- write-back: near to far, ahead of need ----
+
+    def committed(self, ids: Ids, ns: int) -> None:
+        """New blocks that should get a far copy. Over the queue's limit they stay near only."""
+        if self.far is None or not len(ids):
+            return
+        if self._num_dirty + len(ids) > self.limits.writeback_queue_blocks:
+            self.skipped_writes += len(ids)
+            return
+        self._dirty.append((ids, self.index.words(ids), ns))
+        self._num_dirty += len(ids)
+        if len(self._writes) < self.limits.batches.batches_max:
+            self._wake.set()
+
+    def _next_dirty(self) -> tuple[Ids, int]:
+        """The next batch of one namespace that may be written, marked; its size may be 0."""
+        batch = self.limits.batches
+        ids, words, ns = self._dirty.popleft()
+        most = max(1, min(batch.batch_blocks, batch.batch_nbytes // self.sizes[ns].slot_nbytes))
+        parts, part_words, total = [ids], [words], len(ids)
+        while total < most and self._dirty and self._dirty[0][2] == ns:
+            ids, words, _ = self._dirty.popleft()
+            parts.append(ids)
+            part_words.append(words)
+            total += len(ids)
+        ids, words = np.concatenate(parts), np.concatenate(part_words)
+        if total > most:
+            self._dirty.appendleft((ids[most:], words[most:], ns))
+            ids, words = ids[:most], words[:most]
+        self._num_dirty -= len(ids)
+        return ids[chosen(self.index.writeback_mark(ids, words))], ns
+
+    def _requeue(self, ids: Ids, ns: int) -> None:
+        if len(ids):
+            self._dirty.appendleft((ids, self.index.words(ids), ns))
+            self._num_dirty += len(ids)
+
+    def _unmark(self, ids: Ids) -> None:
+        none = np.zeros(len(ids), dtype=np.uint8)
+        places = np.zeros(len(ids), dtype=np.uint32)
+        self.index.writeback_unmark(ids, places, places.astype(np.uint64), none)
+
+    def _start_writes(self, now_us: int) -> None:
+        assert self.far is not None
+        limits = self.limits
+        while self._dirty:
+            healthy = self.far.usage().healthy
+            if not policy.may_write(healthy, len(self._writes), now_us, self._write_ready_us, limits.batches):
+                return
+            ids, ns = self._next_dirty()
+            if not len(ids):
+                continue
+            places = self.far_room(ns, len(ids))
+            if len(places) < len(ids):
+                self._unmark(ids[len(places) :])
+                self._requeue(ids[len(places) :], ns)
+                self._start_carry(ns)
+                if not len(places):
+                    return
+                ids = ids[: len(places)]
+            self._write(ids, ns, places, now_us)
+
+    def entries(self, ids: Ids, ns: int) -> Entries:
+        """What the far tier has to know of blocks (tiers.base.ENTRY)."""
+        rows = np.zeros(len(ids), dtype=ENTRY)
+        *_, parents = self.index.describe(ids)
+        rows["key"], rows["parent"] = self.index.keys(ids), self.index.keys(parents)
+        rows["num_tokens"], rows["namespace"] = self.sizes[ns].block_tokens, ns
+        return rows
+
+    def _write(self, ids: Ids, ns: int, places: Places, now_us: int) -> None:
+        assert self.far is not None
+        near_places, *_ = self.index.describe(ids)
+        entries = self.entries(ids, ns)
+        window = self.near.arena.window(near_places, self.sizes[ns].block_nbytes, readonly=True)
+        future = self.far.write(places, entries, window.views, None)
+        self._writes.append(Transfer(ids, ns, near_places, places, entries, window, future, now_us))
+        nbytes = len(ids) * self.sizes[ns].slot_nbytes
+        self._write_ready_us = policy.next_ready_us(
+            self._write_ready_us, now_us, nbytes, self.limits.write_nbytes_per_s
+        )
+        future.add_done_callback(self.notice)
+
+    def notice(self, _future: Future[Any]) -> None:
+        """A tier finished something: step soon."""
+        self._wake.set()
+
+    def _settle_writes(self) -> None:
+        """In the order in which they were started: a parent's far copy counts before its child's."""
+        while self._writes and self._writes[0].future.done():
+            write = self._writes.popleft()
+            outcomes = write.future.result()
+            write.window.close()
+            ok: Mask = (outcomes == Outcome.OK).astype(np.uint8)
+            checksums = np.ascontiguousarray(write.entries["checksum"])
+            kept = chosen(self.index.writeback_unmark(write.ids, write.far_places, checksums, ok))
+            assert self.far is not None
+            if not kept.all():
+                nbytes = self.sizes[write.ns].block_nbytes
+                self.far.free(write.far_places[~kept], nbytes, forget=True)
+                self._requeue(write.ids[~chosen(ok)], write.ns)
+                self.failed_writes += int(len(ok) - ok.sum())
+            self.written_blocks += int(kept.sum())
+            nbytes = int(ok.sum()) * self.sizes[write.ns].block_nbytes
+            if nbytes:
+                self.write_bandwidth.record(nbytes, self.clock.now_us() - write.began_us)
+            self.made_progress()
+
+    # ---- promotion: far to near, on demand ----
+
+    def promote(self, ids: Ids, ns: int, deadline_us: int | None) -> Transfer | None:
+        """Start reading far blocks into near places: as many leading ones as there is room and queue for."""
+        if self.far is None or not self.far.usage().healthy:
+            return None
+        queue = self.limits.promote_queue_blocks - sum(len(read.ids) for read in self._reads)
+        ids = ids[: max(0, queue)]
+        ids = ids[chosen(self.index.promote_mark(ids))]
+        if not len(ids):
+            return None
+        places = self.room(ns, len(ids), drop_unwritten=True)
+        if len(places) < len(ids):
+            self._unpromote(ids[len(places) :])
+            ids = ids[: len(places)]
+        if not len(ids):
+            return None
+        _, far_places, checksums, _, _ = self.index.describe(ids)
+        sizes = self.sizes[ns]
+        window = self.near.arena.window(places, sizes.block_nbytes, readonly=False)
+        future = self.far.read(far_places, checksums, window.views, deadline_us)
+        read = Transfer(ids, ns, places, far_places, np.empty(0, ENTRY), window, future, self.clock.now_us())
+        self._reads.append(read)
+        self._reading_nbytes += len(ids) * sizes.slot_nbytes
+        future.add_done_callback(self.notice)
+        return read
+
+    def _unpromote(self, ids: Ids) -> None:
+        nothing = np.zeros(len(ids), dtype=np.uint8)
+        self.index.promote_unmark(ids, np.zeros(len(ids), dtype=np.uint32), nothing)
+
+    def _settle_reads(self) -> None:
+        for read in [read for read in self._reads if read.future.done()]:
+            self._reads.remove(read)
+            outcomes = read.future.result()
+            read.window.close()
+            sizes = self.sizes[read.ns]
+            self._reading_nbytes -= len(read.ids) * sizes.slot_nbytes
+            ok: Mask = (outcomes == Outcome.OK).astype(np.uint8)
+            kept = chosen(self.index.promote_unmark(read.ids, read.near_places, ok))
+            if not kept.all():
+                self.near.free(read.near_places[~kept], sizes.block_nbytes)
+            self.rotten(read.ids[outcomes == Outcome.CORRUPT])
+            self.failed_reads += int((outcomes != Outcome.OK).sum())
+            self.promoted_blocks += int(kept.sum())
+            if ok.any():
+                nbytes = int(ok.sum()) * sizes.block_nbytes
+                self.read_bandwidth.record(nbytes, self.clock.now_us() - read.began_us)
+            read.settled.set_result(None)
+            self.made_progress()
+
+    def rotten(self, ids: Ids) -> None:
+        """Blocks whose far copy is damaged: they, and what extends them, are gone and never come back."""
+        if len(ids):
+            self.corrupt_blocks += len(ids)
+            self.index.remove(ids, core.CORRUPT, self.clock.time_s())
+            self.reap(forget=True)
+
+    def load_us(self, num_blocks: int, ns: int) -> int:
+        """Estimate until `num_blocks` more far blocks are near: the queue and they, at the measured bandwidth."""
+        nbytes = num_blocks * self.sizes[ns].block_nbytes + self._reading_nbytes
+        return self.read_bandwidth.estimate_us(nbytes) if num_blocks else 0
+
+    # ---- recycling of far space ----
+
+    def _start_carry(self, ns: int) -> None:
+        assert self.far is not None
+        if self._carry is None:
+            window = self.far.vacate(self.sizes[ns].block_nbytes)
+            if window is not None:
+                self._carry = Carry(self, self.far, window)
+
+    # ---- the loop ----
+
+    def step(self) -> None:
+        """Settle what is done, start what is allowed. Never waits."""
+        now_us = self.clock.now_us()
+        self._settle_reads()
+        self._settle_writes()
+        self.chore()
+        self.index.drain()
+        self.reap()
+        if self.far is None:
+            return
+        if self._carry is not None and self._carry.step():
+            self._carry = None
+            self.made_progress()
+        self._start_writes(now_us)
+
+    def made_progress(self) -> None:
+        """Let those look again who wait for something to move."""
+        progress, self._progress = self._progress, Future()
+        progress.set_result(None)
+
+    def progress(self) -> Future[None] | None:
+        """Done when the next batch settles; None when nothing is under way or queued that could."""
+        busy = self._writes or self._reads or self._carry is not None
+        may = self.far is not None and self._dirty and self.far.usage().healthy
+        return self._progress if busy or may else None
+
+    def start(self) -> None:
+        """Step in a thread of its own from now on."""
+        self._thread = threading.Thread(target=self._run, name="kvstore-mover", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._stopping:
+            self._wake.wait(TICK_S)
+            self._wake.clear()
+            with self.lock:
+                self.step()
+
+    def stop(self) -> None:
+        """End the thread; what is under way stays so."""
+        self._stopping = True
+        self._wake.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def flush(self, deadline_us: int | None) -> bool:
+        """Write back everything that is queued; False when that did not end before the deadline, or cannot."""
+        while True:
+            with self.lock:
+                self.step()
+                if not self._dirty and not self._writes:
+                    return True
+                progress = self.progress()
+                left = None if deadline_us is None else deadline_us - self.clock.now_us()
+            if progress is None or (left is not None and left <= 0):
+                return False
+            self.clock.wait(progress, left)
+
+    def stats(self) -> dict[str, Any]:
+        """Counters of all movement."""
+        return {
+            "queued_blocks": self._num_dirty,
+            "writes_under_way": len(self._writes),
+            "reads_under_way": len(self._reads),
+            "written_blocks": self.written_blocks,
+            "promoted_blocks": self.promoted_blocks,
+            "carried_blocks": self.carried_blocks,
+            "skipped_writes": self.skipped_writes,
+            "failed_writes": self.failed_writes,
+            "failed_reads": self.failed_reads,
+            "corrupt_blocks": self.corrupt_blocks,
+            "write_nbytes": self.write_bandwidth.total_nbytes,
+            "write_nbytes_per_s": self.write_bandwidth.nbytes_per_s,
+            "read_nbytes": self.read_bandwidth.total_nbytes,
+            "read_nbytes_per_s": self.read_bandwidth.nbytes_per_s,
+        }
+

@@ -1,0 +1,68 @@
+"""Decisions, and nothing else: pure functions of numbers that are handed in. The order in which blocks leave is the
+eviction policy's (csrc/c/policy.h); how many leave, when, and what moves is decided here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+BATCH_BLOCKS = 256  # what one scan of the lease tables is spread over (csrc/c/evict.h)
+SPARE_SHARE = 1024  # the spare slots of a tier are at most this part of it, so that small stores stay exact
+
+
+def spare_nbytes(capacity_nbytes: int, slot_nbytes: int) -> int:
+    """Bytes that may be used on top of the capacity, so that evictions come in batches: at most one batch of blocks
+    and 1/1024 of the tier, in whole slots."""
+    slots = min(BATCH_BLOCKS, capacity_nbytes // SPARE_SHARE // slot_nbytes)
+    return slots * slot_nbytes
+
+
+def evict_nbytes(used_nbytes: int, wanted_nbytes: int, capacity_nbytes: int, spare: int) -> int:
+    """How much has to go so that `wanted_nbytes` more fit: nothing while the spare lasts, then down to capacity."""
+    after = used_nbytes + wanted_nbytes
+    return after - capacity_nbytes if after > capacity_nbytes + spare else 0
+
+
+@dataclass(frozen=True, slots=True)
+class WriteBack:
+    """How much may be under way to the far tier at a time, and how it is cut into batches."""
+
+    batch_nbytes: int = 16 << 20
+    batch_blocks: int = BATCH_BLOCKS
+    batches_max: int = 4
+
+
+def may_write(healthy: bool, num_batches: int, now_us: int, ready_us: int, limits: WriteBack) -> bool:
+    """May another batch be started? `ready_us`: when the write budget allows the next byte."""
+    return healthy and num_batches < limits.batches_max and now_us >= ready_us
+
+
+def next_ready_us(ready_us: int, now_us: int, nbytes: int, nbytes_per_s: int) -> int:
+    """When the write budget allows the batch after one of `nbytes`; unlimited when `nbytes_per_s` is 0."""
+    if nbytes_per_s == 0:
+        return 0
+    return max(ready_us, now_us) + nbytes * 1_000_000 // nbytes_per_s
+
+
+@dataclass(slots=True)
+class Bandwidth:
+    """Measured throughput of one path: bytes and busy time, the recent past weighing most."""
+
+    nbytes: float = 0.0
+    busy_us: float = 0.0
+    total_nbytes: int = 0
+    total_us: int = 0
+
+    def record(self, nbytes: int, elapsed_us: int) -> None:
+        self.total_nbytes += nbytes
+        self.total_us += elapsed_us
+        self.nbytes = 0.9 * self.nbytes + nbytes
+        self.busy_us = 0.9 * self.busy_us + max(1, elapsed_us)
+
+    @property
+    def nbytes_per_s(self) -> float:
+        """0.0 while nothing has been measured."""
+        return self.nbytes / self.busy_us * 1e6 if self.busy_us else 0.0
+
+    def estimate_us(self, nbytes: int) -> int:
+        """Time for `nbytes` more; 0 while nothing has been measured."""
+        return int(nbytes / self.nbytes * self.busy_us) if self.nbytes else 0

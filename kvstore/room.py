@@ -1,0 +1,134 @@
+"""Room: reserved places that only their owner sees until they are committed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvstore._core import index as core
+from kvstore.arrays import Ids, Keys, Mask
+from kvstore.block import BlockLayout, PutResult
+from kvstore.errors import LeaseExpired
+
+if TYPE_CHECKING:
+    from kvstore._core.arena import Window
+    from kvstore._core.index import Grip
+    from kvstore.handle import Namespace
+    from kvstore.tiers.base import Places
+
+BUSY_REASON = "being written by another reservation"
+
+
+def reasons(plan: Mask, ids: Ids, full: str) -> dict[int, str]:
+    """Why positions of a reservation were not granted."""
+    rejected = {}
+    for position in np.flatnonzero((plan == core.BUSY) | (ids == core.NONE)):
+        busy = plan[position] == core.BUSY
+        rejected[int(position)] = BUSY_REASON if busy else full
+    return rejected
+
+
+class Ending:
+    """What has to happen when the last view of a room is gone. Apart from the room, so that no cycle keeps both alive;
+    called from wherever the last reference dies, so it only leaves notes."""
+
+    __slots__ = ("abandoned", "grip", "ids", "namespace", "shard")
+
+    def __init__(self, namespace: Namespace, ids: Ids, shard: int) -> None:
+        self.namespace, self.ids, self.shard = namespace, ids, shard
+        self.abandoned = False
+        self.grip: Grip | None = None
+
+    def views_gone(self) -> None:
+        if self.abandoned:
+            self.namespace.abandon_later(self.ids, self.shard)
+        if self.grip is not None:
+            self.grip.release()
+
+
+class Room:
+    """Places for the blocks of a chain that are not stored yet; use it in a `with` and commit inside.
+
+    `wanted`: positions (in the keys) to fill; `views`: one writable buffer of part_nbytes for each; `present`: how many
+    blocks were there already; `rejected`: the others, with the reason. Leaving without `commit` undoes everything.
+    Nobody may write through a view after the commit.
+    """
+
+    def __init__(self, namespace: Namespace, keys: Keys, shard: int, plan: Mask, ids: Ids, full: str) -> None:
+        self._namespace, self._keys, self._shard = namespace, keys, shard
+        granted = ((plan == core.WANTED) | (plan == core.JOIN)) & (ids != core.NONE)
+        self.wanted: NDArray[np.intp] = np.flatnonzero(granted)
+        self.present = int((plan == core.PRESENT).sum())
+        self.rejected: Mapping[int, str] = reasons(plan, ids, full)
+        self._ids = ids[granted]
+        self._ending = Ending(namespace, self._ids, shard)
+        self._window: Window | None = None
+        self._open = True
+
+    def _check_open(self) -> None:
+        if not self._open:
+            raise LeaseExpired("this reservation has ended; reserve again")
+
+    @property
+    def views(self) -> list[memoryview]:
+        """Writable buffers of part_nbytes, one per wanted position. LeaseExpired once committed or undone."""
+        self._check_open()
+        if self._window is None:
+            self._window = self._namespace.part_window(self._ids, self._shard, self._ending.views_gone)
+        return self._window.views
+
+    @property
+    def places(self) -> Places:
+        """Arena places of the wanted blocks, for transfers by other means."""
+        self._check_open()
+        return self._namespace.near_places(self._ids)
+
+    def fill(self, blocks: Any, layout: BlockLayout | None = None, block_ids: Any = None) -> None:
+        """Copy the wanted blocks in from an array (len(wanted), part_nbytes), a list of buffers, or tensors."""
+        self._check_open()
+        self._namespace.fill(self._ids, self._shard, blocks, layout, block_ids)
+
+    def commit(self) -> PutResult:
+        """Make the blocks visible, parents before children; with shards, once every rank has committed its part.
+
+        Errors: LeaseExpired when blocks of it were undone before (time-out, removal); the others became visible.
+        """
+        self._check_open()
+        self._open = False
+        in_use = self._window.close() if self._window is not None else 0
+        lost = self._namespace.commit(self._ids, self._shard)
+        if in_use:  # a view outlives the commit: its block must not be given to another while it does
+            self._ending.grip = self._namespace.hold(self._keys)
+        if lost:
+            raise LeaseExpired(f"{lost} of {len(self._ids)} reserved blocks were undone before the commit")
+        return PutResult(len(self._ids), self.present, self.rejected)
+
+    def release(self) -> None:
+        """Undo what was not committed. Idempotent."""
+        if self._open:
+            self._abandon()
+            self._namespace.settle()
+
+    def _abandon(self) -> None:
+        self._open = False
+        self._ending.abandoned = True
+        if self._window is None:
+            self._ending.views_gone()
+        else:
+            self._window.close()
+
+    def __enter__(self) -> Room:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+    def __del__(self) -> None:
+        if getattr(self, "_open", False):
+            self._abandon()

@@ -1,0 +1,280 @@
+"""BlockStore: namespaces and everything they share, over a near tier, a far tier and a mover."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from kvstore._core import index as core
+from kvstore._core.index import Index, LeaseTable
+from kvstore.arrays import Ids, Words
+from kvstore.clock import Clock
+from kvstore.errors import InvalidRequest, LimitExceeded, Unavailable
+from kvstore.handle import Namespace
+from kvstore.mover import Mover, Sizes, slot_nbytes
+from kvstore.namespace import NamespaceSpec
+from kvstore.tiers.base import PLACE_NBYTES, DurableTier, Tier
+from kvstore.tiers.host import HostTier
+
+NAMESPACES_MAX = 65_535
+CLOSE_FLUSH_MS = 30_000
+
+
+class BlockStore:
+    """A store of KV blocks in this process. `kvstore.open` makes one; `namespace` gives the verbs.
+
+    Safe to use from several threads. Lookups and leases take no lock; whatever changes the store takes one.
+    """
+
+    policy_name = "lru"
+
+    def __init__(
+        self,
+        *,
+        index: Index,
+        leases: LeaseTable,
+        near: HostTier,
+        far: Tier | None,
+        mover: Mover,
+        clock: Clock,
+        reservation_ttl_ms: int,
+        put_wait_ms: int,
+    ) -> None:
+        self.index, self.leases, self.near, self.far = index, leases, near, far
+        self.mover, self.clock = mover, clock
+        self.lock = mover.lock
+        self.put_wait_ms = put_wait_ms
+        self.near_capacity = mover.limits.near_nbytes
+        self.far_name = far.name if far is not None else "none"
+        self.abandoned: deque[tuple[Ids, int]] = deque()
+        self._reserved: deque[tuple[int, Ids, Words]] = deque()
+        self._ttl_us = reservation_ttl_ms * 1000
+        self._specs: dict[int, NamespaceSpec] = {}
+        self._numbers: dict[str, int] = {}
+        self._opened: set[int] = set()
+        self._open = True
+        mover.chore = self.settle_locked
+        if far is not None and isinstance(far, DurableTier):
+            self._recover(far)
+
+    # ---- namespaces ----
+
+    def namespace(self, spec: NamespaceSpec) -> Namespace:
+        """Open a namespace: the first time it is made, later the spec must be equal.
+
+        Errors: NamespaceMismatch names the field that differs; InvalidRequest when a block does not fit into memory;
+        LimitExceeded over 65,535 namespaces.
+        """
+        if not isinstance(spec, NamespaceSpec):
+            raise InvalidRequest(f"namespace wants a NamespaceSpec, not {type(spec).__name__}")
+        self.check_open()
+        if slot_nbytes(spec.block_nbytes) > self.near_capacity:
+            raise InvalidRequest(
+                f"block_nbytes={spec.block_nbytes} does not fit into host.nbytes={self.near_capacity}"
+            )
+        with self.lock:
+            number = self._numbers.get(spec.title)
+            if number is not None and self._specs[number] != spec:
+                if number in self._opened or self.index.num_blocks(number):
+                    self._specs[number].require_equal(spec)
+                self._define(number, spec)  # left over from an earlier run, and empty
+            elif number is None:
+                number = self._next_number()
+                self._define(number, spec)
+            self._opened.add(number)
+        return Namespace(self, number, spec)
+
+    def _next_number(self) -> int:
+        if len(self._specs) >= NAMESPACES_MAX:
+            raise LimitExceeded(f"{NAMESPACES_MAX} namespaces exist already")
+        return max(self._specs, default=0) + 1 if max(self._specs, default=0) < NAMESPACES_MAX else self._gap()
+
+    def _gap(self) -> int:
+        return next(number for number in range(1, NAMESPACES_MAX + 1) if number not in self._specs)
+
+    def _define(self, number: int, spec: NamespaceSpec) -> None:
+        self._adopt_spec(number, spec)
+        if isinstance(self.far, DurableTier):
+            self.far.remember_namespace(number, spec.text())
+
+    def _adopt_spec(self, number: int, spec: NamespaceSpec) -> None:
+        slot = slot_nbytes(spec.block_nbytes)
+        self._specs[number] = spec
+        self._numbers[spec.title] = number
+        self.mover.sizes[number] = Sizes(spec.block_nbytes, slot, spec.block_tokens)
+        self.index.set_namespace(number, slot, spec.shards)
+
+    def _recover(self, far: DurableTier) -> None:
+        """Bring back what an earlier run left: namespaces, then blocks, parents before children."""
+        for number, text in far.namespaces().items():
+            self._adopt_spec(number, NamespaceSpec.from_text(text))
+        rest = [(places, entries) for places, entries in far.recover()]
+        live: list[tuple[Any, Any]] = []
+        while rest:
+            later = []
+            for places, entries in rest:
+                ids = self._adopt(places, entries)
+                taken = ids != core.NONE
+                if taken.any():
+                    live.append((places[taken], entries["nbytes"][taken]))
+                if not taken.all():
+                    later.append((places[~taken], entries[~taken]))
+            if sum(len(places) for places, _ in later) == sum(len(places) for places, _ in rest):
+                break  # no parent of these came back
+            rest = later
+        places = np.concatenate([one for one, _ in live]) if live else np.empty(0, dtype=np.uint32)
+        sizes = np.concatenate([one for _, one in live]) if live else np.empty(0, dtype=np.uint32)
+        far.adopt(places, sizes)
+
+    def _adopt(self, places: Any, entries: Any) -> Ids:
+        known = np.array([self._fits(int(ns), int(nbytes)) for ns, nbytes in entries[["namespace", "nbytes"]]])
+        ids: Ids = np.full(len(entries), core.NONE, dtype=np.uint32)
+        if known.any():
+            rows = entries[known]
+            columns = (rows[name] for name in ("key", "parent", "namespace"))
+            keys, parents, namespaces = (np.ascontiguousarray(column) for column in columns)
+            checksums = np.ascontiguousarray(rows["checksum"])
+            ids[known] = self.index.adopt(keys, parents, namespaces, places[known], checksums)
+        return ids
+
+    def _fits(self, ns: int, nbytes: int) -> bool:
+        return ns in self._specs and self._specs[ns].block_nbytes == nbytes
+
+    # ---- what Namespace asks for; caller holds the lock unless it says otherwise ----
+
+    def check_open(self) -> None:
+        """Unavailable once the store is closed. Needs no lock."""
+        if not self._open:
+            raise Unavailable("the store is closed")
+
+    def entries_room(self, wanted: int, ns: int) -> int:
+        """Index entries for `wanted` blocks, making some free if need be; returns how many there are."""
+        if self.index.num_free < wanted:
+            self.mover.drop_entries(wanted, ns)
+        return int(self.index.num_free)
+
+    def watch(self, ids: Ids) -> None:
+        """These ids were reserved just now and may not stay so for ever."""
+        if len(ids):
+            self._reserved.append((self.clock.now_us() + self._ttl_us, ids, self.index.words(ids)))
+
+    def commit(self, ids: Ids, shard: int, ns: int) -> int:
+        """Commit one part of reserved blocks; returns how many had been undone before."""
+        published, committed = self.index.commit(ids, shard)
+        if self.far is not None and len(published):
+            _, _, _, namespaces, _ = self.index.describe(published)
+            if (namespaces == ns).all():
+                self.mover.committed(published, ns)
+            else:
+                for other in np.unique(namespaces):
+                    self.mover.committed(published[namespaces == other], int(other))
+        lost = len(ids) - int(committed.sum())
+        if lost:
+            self.mover.reap()
+        return lost
+
+    def settle_locked(self) -> None:
+        """Undo reservations that were left or whose time is up."""
+        while self.abandoned:
+            self.index.abandon(*self.abandoned.popleft())
+            self.mover.reap()
+        now_us = self.clock.now_us()
+        while self._reserved:
+            expires_us, ids, words = self._reserved[0]
+            pending = ids[(self.index.words(ids) == words) & ((words & np.uint64(0xFF)) == core.WRITING)]
+            if len(pending) and now_us < expires_us:
+                return
+            self._reserved.popleft()
+            if len(pending):
+                self.index.remove(pending, core.ABANDONED, self.clock.time_s())
+                self.mover.reap()
+
+    # ---- the whole store ----
+
+    def flush(self, deadline_ms: float | None = None) -> bool:
+        """Write everything back and make it durable; False when that is not done before the deadline, or cannot be."""
+        self.check_open()
+        deadline_us = None if deadline_ms is None else self.clock.now_us() + int(deadline_ms * 1000)
+        if self.far is None:
+            return True
+        if not self.mover.flush(deadline_us):
+            return False
+        left = None if deadline_us is None else deadline_us - self.clock.now_us()
+        return self.clock.wait(self.far.flush(), left)
+
+    def stats(self) -> dict[str, Any]:
+        """Numbers of the store, its tiers, its index and all movement; units are in the names."""
+        with self.lock:
+            counts = self.index.counts()
+            tiers = {self.near.name: self._tier_stats(self.near, counts["near"], self.near_capacity)}
+            tiers[self.near.name] |= {
+                "page_kind": self.near.arena.page_kind,
+                "prefaulted_nbytes": self.near.arena.prefaulted_nbytes,
+                "evicted": counts["evicted_near"],
+            }
+            if self.far is not None:
+                tiers[self.far.name] = self._tier_stats(self.far, counts["far"], None)
+                tiers[self.far.name]["evicted"] = counts["evicted_far"]
+            lookups = self.leases.counts()
+            lookups["blocks_far"] = lookups["blocks_found"] - lookups["blocks_near"]
+            return {
+                "lookups": lookups | {"leases_in_use": self.leases.used},
+                "tiers": tiers,
+                "index": counts | {"nbytes_per_entry": self.index.nbytes_per_entry},
+                "mover": self.mover.stats(),
+                "namespaces": {
+                    spec.title: {"blocks": self.index.num_blocks(number), "block_nbytes": spec.block_nbytes}
+                    for number, spec in self._specs.items()
+                },
+            }
+
+    @staticmethod
+    def _tier_stats(tier: Tier, num_blocks: int, capacity_nbytes: int | None) -> dict[str, Any]:
+        usage = tier.usage()
+        return {
+            "blocks": num_blocks,
+            "used_nbytes": usage.used_nbytes,
+            "capacity_nbytes": usage.capacity_nbytes if capacity_nbytes is None else capacity_nbytes,
+            "healthy": usage.healthy,
+            "reason": usage.reason,
+        }
+
+    def check(self) -> None:
+        """Audit the index and its accounting against the tiers; AssertionError names the rule. For tests."""
+        with self.lock:
+            self.settle_locked()
+            broken = self.index.check()
+            assert broken == 0, f"index rule {broken} is broken"
+            used = self.near.usage().used_nbytes
+            assert used == self.mover.near_used_nbytes, f"near {used} != {self.mover.near_used_nbytes}"
+            assert used % PLACE_NBYTES == 0
+
+    def close(self, flush_ms: float = CLOSE_FLUSH_MS) -> None:
+        """Write back for at most `flush_ms` if it can outlive the process, then let go of memory and files. Idempotent.
+
+        Errors: Unavailable while views of blocks are in use; the store is still open then.
+        """
+        if not self._open:
+            return
+        self.near.arena.require_unused()
+        if isinstance(self.far, DurableTier) and flush_ms > 0:
+            self.flush(flush_ms)
+        self._open = False
+        self.mover.stop()
+        if self.far is not None:
+            self.far.close()
+        with self.lock:
+            self.mover.step()  # what the tier finished or refused at its end
+        self.near.close()
+
+    def __enter__(self) -> BlockStore:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
