@@ -1,0 +1,122 @@
+"""Request traces: one JSON object per line, plain or gzip, read as a stream.
+
+| field | meaning |
+|---|---|
+| timestamp | milliseconds from the trace's start; never goes back |
+| input_length, output_length | tokens of the prompt and of the answer |
+| hash_ids | one id per BLOCK_TOKENS tokens of the prompt, chained: equal id, equal prefix up to there |
+| stop_reason | optional: why the answer ended |
+
+The last id may cover a partial block; some traces leave that one out. Other fields are ignored.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvstore.errors import InvalidRequest
+
+BLOCK_TOKENS = 512
+LINE_NBYTES_MAX = 16 << 20
+TIMESTAMP_MS_MAX = 2**53
+TOKENS_MAX = 2**31 - 1
+IDS_MAX = 2**32 - 1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Request:
+    """One request of a trace."""
+
+    timestamp_ms: int
+    input_tokens: int
+    output_tokens: int
+    block_ids: NDArray[np.uint32]  # read-only, (num_blocks,)
+    stop_reason: str  # "" when the trace does not say
+
+
+def read_trace(path: str | os.PathLike[str]) -> Iterator[Request]:
+    """The requests of a trace file in their order; gzip is recognised by its first bytes, not by the name.
+
+    InvalidRequest names the file, the line and the field of the first thing that is wrong; requests before it
+    have been given out by then.
+    """
+    name = os.fspath(path)
+    timestamp_ms = 0
+    number = 0
+    try:
+        with _opened(Path(path)) as file:
+            while line := file.readline(LINE_NBYTES_MAX + 1):
+                number += 1
+                request = _request(line, f"{name}, line {number}", timestamp_ms)
+                timestamp_ms = request.timestamp_ms
+                yield request
+    except (OSError, EOFError, zlib.error) as error:
+        raise InvalidRequest(f"{name}: cannot be read after line {number}: {error}") from None
+
+
+def _opened(path: Path) -> IO[bytes]:
+    with path.open("rb") as file:
+        is_gzip = file.read(2) == b"\x1f\x8b"
+    return cast(IO[bytes], gzip.open(path, "rb")) if is_gzip else path.open("rb")
+
+
+def _request(line: bytes, where: str, earliest_ms: int) -> Request:
+    if len(line) > LINE_NBYTES_MAX:
+        raise InvalidRequest(f"{where}: longer than {LINE_NBYTES_MAX:,} bytes")
+    try:
+        fields = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest(f"{where}: not JSON: {error}") from None
+    if not isinstance(fields, dict):
+        raise InvalidRequest(f"{where}: must be a JSON object, not {_shown(fields)}")
+    input_tokens = _whole(fields, "input_length", where, 0, TOKENS_MAX)
+    stop_reason = fields.get("stop_reason", "")
+    if not isinstance(stop_reason, str):
+        raise InvalidRequest(f"{where}: stop_reason must be text, not {_shown(stop_reason)}")
+    return Request(
+        timestamp_ms=_whole(fields, "timestamp", where, earliest_ms, TIMESTAMP_MS_MAX),
+        input_tokens=input_tokens,
+        output_tokens=_whole(fields, "output_length", where, 0, TOKENS_MAX),
+        block_ids=_ids(fields, where, input_tokens),
+        stop_reason=stop_reason,
+    )
+
+
+def _whole(fields: dict[str, Any], field: str, where: str, low: int, high: int) -> int:
+    value = fields.get(field)
+    if type(value) is not int or not low <= value <= high:
+        given = _shown(value) if field in fields else "missing"
+        raise InvalidRequest(f"{where}: {field} must be a whole number from {low} to {high}, not {given}")
+    return value
+
+
+def _ids(fields: dict[str, Any], where: str, input_tokens: int) -> NDArray[np.uint32]:
+    ids = fields.get("hash_ids")
+    if not isinstance(ids, list) or not set(map(type, ids)) <= {int}:
+        given = _shown(ids) if "hash_ids" in fields else "missing"
+        raise InvalidRequest(f"{where}: hash_ids must be a list of whole numbers, not {given}")
+    num_full, rest = divmod(input_tokens, BLOCK_TOKENS)
+    if not num_full <= len(ids) <= num_full + (rest > 0):
+        raise InvalidRequest(
+            f"{where}: hash_ids has {len(ids)} ids, not one for each {BLOCK_TOKENS} of {input_tokens} tokens"
+        )
+    if ids and not 0 <= min(ids) <= max(ids) <= IDS_MAX:
+        raise InvalidRequest(f"{where}: hash_ids must be from 0 to {IDS_MAX}, not {min(ids)} to {max(ids)}")
+    block_ids = np.array(ids, dtype=np.uint32)
+    block_ids.flags.writeable = False
+    return block_ids
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
