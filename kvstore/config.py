@@ -135,7 +135,7 @@ class Index(_Section):
         description="Blocks the index can hold; 0 derives it from the tiers' sizes.",
     )
     leases_max: int = Field(
-        default=8192, ge=1, le=1 << 20, description="Blocks that may be under lease at one time."
+        default=65_536, ge=64, le=1 << 20, description="Blocks that may be under lease at one time."
     )
 
 
@@ -143,10 +143,10 @@ class Mover(_Section):
     """Movement between tiers: queues, budgets and times."""
 
     writeback_queue_blocks_max: int = Field(
-        default=1024, ge=1, le=1 << 20, description="Blocks that may wait to be written to the disk tier."
+        default=65_536, ge=1, le=1 << 20, description="Blocks that may wait to be written to the disk tier."
     )
     promote_queue_blocks_max: int = Field(
-        default=1024, ge=1, le=1 << 20, description="Blocks that may wait to be read back into host memory."
+        default=16_384, ge=1, le=1 << 20, description="Blocks that may wait to be read back into host memory."
     )
     write_nbytes_per_s: ByteSize = Field(
         default=ByteSize(0),
@@ -165,19 +165,6 @@ class Mover(_Section):
         ge=0,
         le=60_000,
         description="How long a put may wait for write-back to make room; 0 means not at all.",
-    )
-
-
-class Policy(_Section):
-    """Which block enters, which leaves, and what loading is worth."""
-
-    eviction: Literal["lru"] = Field(default="lru", description="Which unleased leaf block leaves first.")
-    admission: Literal["all"] = Field(default="all", description="Which blocks may enter the disk tier.")
-    prefill_tokens_per_s: int = Field(
-        default=0,
-        ge=0,
-        le=10**9,
-        description="Speed at which the engine recomputes; 0 means unknown: always load.",
     )
 
 
@@ -201,7 +188,6 @@ class Config(BaseSettings):
     disk: Disk = Disk()
     index: Index = Index()
     mover: Mover = Mover()
-    policy: Policy = Policy()
     _origins: dict[str, str] = PrivateAttr(default_factory=dict)
 
     def __init__(self, _known_origins: Mapping[str, str] | None = None, **sections: Any) -> None:

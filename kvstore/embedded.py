@@ -15,21 +15,10 @@ from kvstore.clock import SystemClock
 from kvstore.config import Config
 from kvstore.mover import Limits, Mover
 from kvstore.store import BlockStore
-from kvstore.tiers.base import PLACE_NBYTES, Tier
+from kvstore.tiers.base import Tier
 from kvstore.tiers.host import HostTier
 
 log = logging.getLogger("kvstore")
-
-ENTRY_NBYTES = 64 << 10  # one index entry per this many bytes of all tiers, unless the configuration says otherwise
-ENTRIES_MIN = 1 << 16
-
-
-def entries_max(config: Config) -> int:
-    """Index entries for a configuration that does not say how many."""
-    if config.index.entries_max:
-        return config.index.entries_max
-    return max(ENTRIES_MIN, (config.host.nbytes + config.disk.nbytes) // ENTRY_NBYTES)
-
 
 class EmbeddedStore(BlockStore):
     """A BlockStore that owns its tiers, its mover's thread and, without a configured path, its disk folder."""
@@ -79,13 +68,13 @@ def open(config: Config | None = None) -> BlockStore:
     """
     config = Config.load() if config is None else config
     nbytes = config.host.nbytes
-    near = HostTier(nbytes + policy.spare_nbytes(nbytes, PLACE_NBYTES), shared=config.host.shared)
+    near = HostTier(nbytes + nbytes // policy.SPARE_SHARE, shared=config.host.shared)
     try:
         far, folder = _disk(config)
     except BaseException:
         near.close()
         raise
-    index = Index(entries_max(config))
+    index = Index(config.entries_max)
     clock = SystemClock()
     limits = Limits(
         near_nbytes=nbytes,

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from kvstore.mover import Transfer
     from kvstore.store import BlockStore
 
+PREFIX_GONE = "the blocks before it are not stored any more"
 ROUNDS_MAX = 1000  # of a lease that waits: each brings at least one batch nearer or ends it
 REASONS = {
     core.NEVER: "never stored, or gone too long ago to be remembered",
@@ -87,6 +88,7 @@ class Namespace:
         clock = self._store.clock
         deadline_us = None if deadline_ms is None else clock.now_us() + int(deadline_ms * 1000)
         load_us = 0
+        num_near = grip.num_near
         for _ in range(ROUNDS_MAX):
             self._check_stop(grip, len(keys))
             with self._lock:
@@ -107,7 +109,7 @@ class Namespace:
                 grip = self._again(keys, grip)
             if not in_time or (started is not None and not self._advanced(started)):
                 break
-        return Lease(self, grip, len(keys), load_us)
+        return Lease(self, grip, len(keys), load_us, grip.num_near - num_near)
 
     def _again(self, keys: Keys, grip: Grip) -> Grip:
         """Ask again without letting go in between."""
@@ -244,10 +246,12 @@ class Namespace:
         mine = ids[granted]
         if not len(mine):
             return PutResult(0, int((plan == core.PRESENT).sum()), reasons(plan, ids, full))
+        positions = np.flatnonzero(granted) - start
+        if positions[0] < 0:  # what this was to extend has left the store since the caller looked
+            self.abandon_later(mine, shard)
+            self.settle()
+            return PutResult(0, start, {i: PREFIX_GONE for i in range(start, len(keys))})
         try:
-            positions = np.flatnonzero(granted) - start
-            if positions[0] < 0:
-                raise InvalidRequest(f"start={start}, but block {positions[0] + start} before it is not stored")
             if layout is None:
                 copying.from_addresses(self.arena, self.near_places(mine), self.spec, shard, sources[positions])
             else:

@@ -21,14 +21,16 @@ if TYPE_CHECKING:
 class Lease:
     """The longest prefix of some keys that is readable now; use it in a `with`, or call `release`.
 
-    `num_blocks` leading blocks are readable; `pending` more are stored farther away and not here yet (`load_us`: when
+    `num_blocks` leading blocks are readable, `num_promoted` of them were read from a farther tier for it; `pending` more are stored farther away and not here yet (`load_us`: when
     they may be). While the lease lives none of them is evicted. Views that are still in use when it is released keep
     it alive: a block is never overwritten while somebody can see it.
     """
 
-    __slots__ = ("_grip", "_namespace", "_num_keys", "_window", "load_us", "num_blocks", "pending")
+    __slots__ = ("_grip", "_namespace", "_num_keys", "_window", "load_us", "num_blocks", "num_promoted", "pending")
 
-    def __init__(self, namespace: Namespace, grip: Grip, num_keys: int, load_us: int = 0) -> None:
+    def __init__(
+        self, namespace: Namespace, grip: Grip, num_keys: int, load_us: int = 0, num_promoted: int = 0
+    ) -> None:
         self._namespace = namespace
         self._grip: Grip | None = grip
         self._window: Window | None = None
@@ -36,6 +38,7 @@ class Lease:
         self.num_blocks: int = grip.num_near
         self.pending: int = grip.num_blocks - grip.num_near
         self.load_us = load_us
+        self.num_promoted = num_promoted
 
     def _held(self) -> Grip:
         if self._grip is None:

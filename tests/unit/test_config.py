@@ -35,9 +35,8 @@ def test_the_defaults() -> None:
     assert config == Config()
     assert (config.host.nbytes, config.host.prefault, config.host.shared) == (GIB, "background", False)
     assert (config.disk.path, config.disk.nbytes, config.disk.segment_nbytes) == (None, 8 * GIB, 0)
-    assert config.index.leases_max == 8192
+    assert config.index.leases_max == 65_536
     assert (config.mover.reservation_ttl_ms, config.mover.put_wait_ms) == (30_000, 0)
-    assert (config.policy.eviction, config.policy.admission) == ("lru", "all")
 
 
 def test_the_sample_names_every_setting_with_its_default() -> None:
@@ -73,7 +72,7 @@ def test_every_setting_can_be_given_in_every_way(tmp_path: Path, monkeypatch: py
     other = {
         "host": {"nbytes": 64 * MIB, "prefault": "now", "shared": True},
         "disk": {"path": str(tmp_path), "nbytes": 512 * MIB, "segment_nbytes": MIB, "io_threads": 9},
-        "index": {"entries_max": 70_000, "leases_max": 5},
+        "index": {"entries_max": 70_000, "leases_max": 64},
         "mover": {
             "writeback_queue_blocks_max": 1,
             "promote_queue_blocks_max": 2,
@@ -81,7 +80,6 @@ def test_every_setting_can_be_given_in_every_way(tmp_path: Path, monkeypatch: py
             "reservation_ttl_ms": 4,
             "put_wait_ms": 5,
         },
-        "policy": {"eviction": "lru", "admission": "all", "prefill_tokens_per_s": 6},
     }
     wanted = Config(**other)
     assert {section: dict(values) for section, values in wanted} == other
@@ -119,25 +117,24 @@ def test_every_wrong_key_is_listed_with_value_origin_and_range(
     monkeypatch.setenv("KVSTORE_DISK_NBYTES", "8 gigs")
     monkeypatch.setenv("KVSTORE_DISK_SEGMENTS", "3")
     monkeypatch.setenv("KVSTORE_FOO_BAR", "4")
-    text = refusal(path, mover={"put_wait_ms": -1}, **{"policy.eviction": "fifo"})
+    text = refusal(path, mover={"put_wait_ms": -1})
     first, *lines = text.splitlines()
-    assert first == "configuration: 9 settings are wrong"
+    assert first == "configuration: 8 settings are wrong"
     assert sorted(line.strip() for line in lines) == sorted(
         [
             f"host.prefault = 'soon' (file {path}): must be one of 'background', 'now', 'off'",
             f"host.nbyte = 5 (file {path}): no such setting; did you mean host.nbytes? "
             "host has nbytes, prefault, shared",
             f"hots = {{'nbytes': 1}} (file {path}): no such setting; "
-            "the sections are host, disk, index, mover, policy",
-            f"index.leases_max = 1.5 (file {path}): must be a whole number from 1 to 1,048,576",
+            "the sections are host, disk, index, mover",
+            f"index.leases_max = 1.5 (file {path}): must be a whole number from 64 to 1,048,576",
             "disk.nbytes = '8 gigs' (environment KVSTORE_DISK_NBYTES): must be a size from 0 B to 16 TiB, "
             'as a number of bytes or like "8 GiB"',
             "disk.segments = '3' (environment KVSTORE_DISK_SEGMENTS): no such setting; "
             "did you mean disk.segment_nbytes? disk has path, nbytes, segment_nbytes, io_threads",
             "foo_bar = '4' (environment KVSTORE_FOO_BAR): no such setting; "
-            "the sections are host, disk, index, mover, policy",
+            "the sections are host, disk, index, mover",
             "mover.put_wait_ms = -1 (argument): must be a whole number from 0 to 60,000",
-            "policy.eviction = 'fifo' (argument): must be 'lru'",
         ]
     )
 
@@ -157,10 +154,8 @@ def test_every_wrong_key_is_listed_with_value_origin_and_range(
         ("disk.segment_nbytes", 5000, "a multiple of 4 KiB"),
         ("disk.segment_nbytes", "512 MiB", "a size from 0 B to 256 MiB"),
         ("index.entries_max", 2**31 + 1, "a whole number from 0 to 2,147,483,648"),
-        ("index.leases_max", 0, "a whole number from 1 to 1,048,576"),
+        ("index.leases_max", 0, "a whole number from 64 to 1,048,576"),
         ("mover.reservation_ttl_ms", 0, "a whole number from 1 to 86,400,000"),
-        ("policy.prefill_tokens_per_s", -1, "a whole number from 0 to 1,000,000,000"),
-        ("policy.admission", "none", "'all'"),
     ],
 )
 def test_values_out_of_range(key: str, value: object, rule: str) -> None:
