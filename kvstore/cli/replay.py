@@ -1,0 +1,170 @@
+"""kvstore replay: a request trace through a real store, with real bytes."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from kvstore.cli import Command, render
+from kvstore.config import Config
+from kvstore.embedded import open as open_store
+from kvstore.mover import slot_nbytes
+from kvstore.namespace import NamespaceSpec
+from kvstore.replay import Replay, Result
+from kvstore.trace import BLOCK_TOKENS, Request, read_trace
+
+PERCENTILES = (50, 90, 99, 99.9)
+
+
+@click.command(
+    cls=Command,
+    example="kvstore replay trace.jsonl.gz --block-nbytes 16384 --host-blocks 5484 --disk-blocks 54837 --verify",
+)
+@click.argument("trace", type=click.Path(exists=True, dir_okay=False))
+@click.option("--block-nbytes", default=65536, show_default=True, help="Bytes of a block.")
+@click.option("--host-blocks", default=10_000, show_default=True, help="Blocks that fit into memory.")
+@click.option("--disk-blocks", default=0, show_default=True, help="Blocks that fit on disk; 0: no disk tier.")
+@click.option("--disk-path", default="", help="Folder of the disk tier; default: a temporary one.")
+@click.option("--requests", "num_requests", default=0, help="Play only the first so many; 0: all.")
+@click.option("--speed", default=0.0, help="N times as fast as it happened; 0: as fast as possible.")
+@click.option("--verify", is_flag=True, help="Check every byte that comes back; exit 1 on the first wrong one.")
+@click.option("--plot", default="", metavar="FILE.png", help="Draw hit ratio and tier occupancy over time.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def command(
+    trace: str,
+    block_nbytes: int,
+    host_blocks: int,
+    disk_blocks: int,
+    disk_path: str,
+    num_requests: int,
+    speed: float,
+    verify: bool,
+    plot: str,
+    as_json: bool,
+) -> int:
+    """Play TRACE through a store and report hits, latency and bandwidth.
+
+    Each request leases the stored prefix of its blocks, reads it, and puts the rest. TRACE is JSON lines, plain or gzip:
+    timestamp (ms), input_length, output_length (tokens), hash_ids (chained, one per 512 tokens).
+    """
+    requests = list(read_trace(trace))
+    requests = requests[:num_requests] if num_requests else requests
+    if not requests:
+        raise click.UsageError(f"{trace} has no requests")
+    config = _config(block_nbytes, host_blocks, disk_blocks, disk_path)
+    spec = NamespaceSpec(model="replay", block_nbytes=block_nbytes, block_tokens=BLOCK_TOKENS)
+    with open_store(config) as store:
+        replay = Replay(store, store.namespace(spec), verify=verify, speed=speed)
+        with render.progress("requests", len(requests)) as bar:
+            result = replay.run(requests, len(requests), lambda num: bar.advance(bar.task_ids[0], num))
+        store.flush()
+        stats = store.stats()
+    report = _report(trace, requests, result, stats)
+    if plot:
+        _plot(Path(plot), trace, result, host_blocks, disk_blocks)
+    if as_json:
+        render.print_json(report)
+    else:
+        _show(report, verify)
+    return 0
+
+
+def _config(block_nbytes: int, host_blocks: int, disk_blocks: int, disk_path: str) -> Config:
+    if block_nbytes < 1 or host_blocks < 1 or disk_blocks < 0:
+        raise click.UsageError("--block-nbytes and --host-blocks must be at least 1, --disk-blocks at least 0")
+    slot = slot_nbytes(block_nbytes)
+    disk_nbytes = 0
+    if disk_blocks:
+        from kvstore.tiers.disk import capacity_for
+
+        disk_nbytes = capacity_for(disk_blocks, block_nbytes)
+    return Config.load(
+        host={"nbytes": host_blocks * slot, "prefault": "now"},
+        disk={"nbytes": disk_nbytes, "path": disk_path or None},
+        index={"entries_max": max(65_536, 2 * (host_blocks + disk_blocks))},
+    )
+
+
+def _latency(samples_us: Sequence[float]) -> dict[str, float]:
+    """p50_us … p99_9_us and max_us; empty without samples."""
+    if not samples_us:
+        return {}
+    values = np.percentile(samples_us, PERCENTILES)
+    names = [f"p{point:g}_us".replace(".", "_") for point in PERCENTILES]
+    return {name: round(float(value), 1) for name, value in zip(names, values, strict=True)} | {
+        "max_us": round(max(samples_us), 1)
+    }
+
+
+def _per_second(nbytes: int, times_us: Sequence[float]) -> float:
+    return nbytes / sum(times_us) * 1e6 if times_us and sum(times_us) else 0.0
+
+
+def _report(trace: str, requests: Sequence[Request], result: Result, stats: dict[str, Any]) -> dict[str, Any]:
+    mover = stats["mover"]
+    return {
+        "trace": Path(trace).name,
+        "requests": len(requests),
+        "blocks_asked": result.blocks_asked,
+        "prefix_hit": round(result.prefix_hit, 6),
+        "hits": {"host": result.blocks_hit - result.blocks_promoted, "disk": result.blocks_promoted},
+        "misses": result.blocks_asked - result.blocks_hit,
+        "tokens_reused": result.blocks_hit * BLOCK_TOKENS,
+        "blocks_stored": result.blocks_stored,
+        "blocks_rejected": result.blocks_rejected,
+        "blocks_verified": result.blocks_verified,
+        "wrong_bytes": 0,  # the first wrong one ends the replay with an error
+        "elapsed_s": round(result.elapsed_us / 1e6, 3),
+        "lease": _latency(result.lease_us),
+        "put": _latency(result.put_us),
+        "put_nbytes_per_s": round(_per_second(result.put_nbytes, result.put_us)),
+        "disk_read_nbytes": mover["read_nbytes"],
+        "disk_read_nbytes_per_s": round(mover["read_nbytes_per_s"]),
+        "disk_written_nbytes": mover["write_nbytes"],
+        "disk_write_nbytes_per_s": round(mover["write_nbytes_per_s"]),
+        "unwritten_evicted": stats["index"]["dropped_unwritten"] if "disk" in stats["tiers"] else 0,
+        "peak_memory_nbytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "page_kind": stats["tiers"]["host"]["page_kind"],
+    }
+
+
+def _show(report: dict[str, Any], verify: bool) -> None:
+    hits, asked = report["hits"], report["blocks_asked"]
+    rows = [
+        ("requests", render.format_count(report["requests"])),
+        ("blocks asked for", render.format_count(asked)),
+        ("prefix hit ratio", render.format_ratio(hits["host"] + hits["disk"], asked)),
+        ("  from memory", render.format_ratio(hits["host"], asked)),
+        ("  from disk", render.format_ratio(hits["disk"], asked)),
+        ("blocks stored", render.format_count(report["blocks_stored"])),
+        ("blocks rejected", render.format_count(report["blocks_rejected"])),
+        ("blocks verified", render.format_count(report["blocks_verified"]) if verify else "not asked for"),
+        ("put", render.format_rate(report["put_nbytes_per_s"])),
+        ("disk written", render.format_nbytes(report["disk_written_nbytes"])),
+        ("disk write", render.format_rate(report["disk_write_nbytes_per_s"])),
+        ("disk read", render.format_rate(report["disk_read_nbytes_per_s"])),
+        ("elapsed", render.format_duration(report["elapsed_s"] * 1e6)),
+        ("peak memory", f"{render.format_nbytes(report['peak_memory_nbytes'])} ({report['page_kind']} pages)"),
+    ]
+    out = render.console()
+    out.print(render.table(f"Replay of {report['trace']}", ("", ""), rows))
+    columns = ("latency", *(name.removesuffix("_us").replace("_", ".") for name in report["lease"]))
+    latency = [
+        (verb, *(render.format_duration(value) for value in report[verb].values()))
+        for verb in ("lease", "put")
+        if report[verb]
+    ]
+    out.print(render.table("", columns, latency))
+    if verify:
+        out.print(f"Every byte of {render.format_count(report['blocks_verified'])} blocks came back as it was stored.")
+
+
+def _plot(path: Path, trace: str, result: Result, host_blocks: int, disk_blocks: int) -> None:
+    from kvstore.cli.plot import replay_figure
+
+    replay_figure(path, Path(trace).name, result, host_blocks, disk_blocks)
