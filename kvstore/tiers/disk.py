@@ -331,7 +331,7 @@ class DiskTier:
             )
         self._files.remove_others(written)
         recovered = [segment for segment in holding if segment in written]
-        self._table = SegmentTable(self._geometry, written, recovered)
+        self._table = SegmentTable(self._geometry, written, recovered, self._manifest.seq)
 
     def _until_us(self, deadline_us: int | None) -> int | None:
         """A deadline of the tier's clock as one of CLOCK_MONOTONIC, which the workers look at."""
@@ -384,7 +384,8 @@ class DiskTier:
                 kept = positions[living & (part.outcomes[positions] == Outcome.OK)]
                 if kept.size:
                     # Under the same lock as end_write(): a Clean of this segment can only come after the Put.
-                    self._journal.add(Put(segment, entries[kept]), int(entries["nbytes"][kept].sum()))
+                    put = Put(segment, int(self._table.opening[segment]), entries[kept])
+                    self._journal.add(put, int(put.entries["nbytes"].sum()))
             self._judge(self._write_breaker, part, "write")
             self._clean()
 

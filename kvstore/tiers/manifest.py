@@ -36,7 +36,6 @@ ROW_HEAD = struct.Struct("<QII")  # seq, number of entries, CRC-32
 SEGMENT_KEY = struct.Struct(">I")
 NAMESPACE_KEY = struct.Struct(">I")
 U32, U64 = struct.Struct("<I"), struct.Struct("<Q")
-GENERATION_BATCH = 0  # the row under which a segment's generation is kept; it has no entries
 USE = np.dtype([("offset", "<u4"), ("last_used_s", "<u4")])
 
 log = logging.getLogger(__name__)
@@ -44,9 +43,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Put:
-    """Blocks written to a segment."""
+    """Blocks written to a segment since its opening number `seq`."""
 
     segment: int
+    seq: int
     entries: Entries
 
 
@@ -126,6 +126,12 @@ class Manifest:
         value = self._get_meta(b"segment_nbytes")
         return None if value is None else int(U64.unpack(value)[0])
 
+    @property
+    def seq(self) -> int:
+        """The highest opening number any row has had."""
+        value = self._get_meta(b"seq")
+        return 0 if value is None else int(U64.unpack(value)[0])
+
     def initialise(self, segment_nbytes: int, now_s: int) -> None:
         """Say what a new manifest is for. Errors: ManifestError."""
         with self._transaction() as txn:
@@ -139,7 +145,7 @@ class Manifest:
                 txn.put(key, value, db=self._meta)
 
     def segments(self) -> list[int]:
-        """Every segment that has blocks, in the order in which they were begun."""
+        """Every segment that has rows, in the order in which they were opened."""
         found: list[tuple[int, int]] = []
         with self._env.begin(db=self._rows) as txn, txn.cursor() as cursor:
             more = cursor.first()
@@ -148,17 +154,13 @@ class Manifest:
                 if len(key) != ROW_KEY.size or len(value) < ROW_HEAD.size:
                     more = cursor.next()
                     continue
-                segment, batch = ROW_KEY.unpack(key)
-                if batch == GENERATION_BATCH:
-                    more = cursor.next()
-                    if not more or cursor.key()[:4] != key[:4]:
-                        continue
+                segment, _ = ROW_KEY.unpack(key)
                 found.append((ROW_HEAD.unpack_from(value)[0], segment))
                 more = segment < 0xFFFF_FFFF and cursor.set_range(ROW_KEY.pack(segment + 1, 0))
         return [segment for _, segment in sorted(found)]
 
     def rows(self, segment: int) -> tuple[list[Row], int]:
-        """The rows of the segment's present generation in write order, and how many others there are."""
+        """The rows of the segment's latest opening in commit order, and how many others there are."""
         with self._env.begin(db=self._rows) as txn:
             return read_rows(txn, self._rows, segment)
 
@@ -179,27 +181,28 @@ class Manifest:
         """All of `changes`, in this order, in one durable transaction. Errors: ManifestError, and nothing is
         done."""
         with self._transaction() as txn:
-            seq = U64.unpack(txn.get(b"seq", db=self._meta, default=U64.pack(0)))[0] + 1
-            txn.put(b"seq", U64.pack(seq), db=self._meta)
+            seq = U64.unpack(txn.get(b"seq", db=self._meta))[0]
             waiting: dict[
-                int, list[Entries]
+                int, list[Put]
             ] = {}  # one row per segment and transaction, if nothing comes between
             for change in changes:
                 match change:
-                    case Put(segment, entries):
-                        waiting.setdefault(segment, []).append(entries)
+                    case Put(segment):
+                        waiting.setdefault(segment, []).append(change)
+                        seq = max(seq, change.seq)
                     case Forget(segment, offsets):
-                        self._put_row(txn, seq, segment, waiting.pop(segment, []))
+                        self._put_row(txn, waiting.pop(segment, []))
                         self._forget(txn, segment, offsets)
                     case Clean(segment):
                         waiting.pop(segment, None)
-                        self._clean(txn, seq, segment)
+                        self._clean(txn, segment)
                     case Name(namespace, text):
                         txn.put(NAMESPACE_KEY.pack(namespace), text.encode(), db=self._namespaces)
                     case Use(segment, rows):
                         self._merge_uses(txn, segment, rows)
-            for segment, pieces in waiting.items():
-                self._put_row(txn, seq, segment, pieces)
+            for puts in waiting.values():
+                self._put_row(txn, puts)
+            txn.put(b"seq", U64.pack(seq), db=self._meta)
 
     def reopen(self) -> None:
         """Start over after a failed commit, which may leave LMDB refusing everything. Errors:
@@ -249,11 +252,12 @@ class Manifest:
     def _transaction(self) -> _Transaction:
         return _Transaction(self._env)
 
-    def _put_row(self, txn: lmdb.Transaction, seq: int, segment: int, pieces: list[Entries]) -> None:
-        if pieces:
-            batch = last_batch(txn, self._rows, segment) + 1
-            key = ROW_KEY.pack(segment, batch)
-            txn.put(key, pack_row(key, seq, np.concatenate(pieces)), db=self._rows)
+    def _put_row(self, txn: lmdb.Transaction, puts: list[Put]) -> None:
+        if puts:
+            segment = puts[0].segment
+            key = ROW_KEY.pack(segment, next_batch(txn, self._rows, segment))
+            entries = np.concatenate([put.entries for put in puts])
+            txn.put(key, pack_row(key, puts[0].seq, entries), db=self._rows)
 
     def _forget(self, txn: lmdb.Transaction, segment: int, offsets: NDArray[np.uint32]) -> None:
         for row in read_rows(txn, self._rows, segment)[0]:
@@ -264,13 +268,11 @@ class Manifest:
             elif len(kept) < len(row.entries):
                 txn.put(key, pack_row(key, row.seq, kept), db=self._rows)
 
-    def _clean(self, txn: lmdb.Transaction, seq: int, segment: int) -> None:
+    def _clean(self, txn: lmdb.Transaction, segment: int) -> None:
         with txn.cursor(db=self._rows) as cursor:
             found = cursor.set_range(ROW_KEY.pack(segment, 0))
             while found and cursor.key()[:4] == SEGMENT_KEY.pack(segment):
                 found = cursor.delete()
-        key = ROW_KEY.pack(segment, GENERATION_BATCH)
-        txn.put(key, pack_row(key, seq, np.empty(0, dtype=ENTRY)), db=self._rows)
         txn.delete(SEGMENT_KEY.pack(segment), db=self._usage)
 
     def _merge_uses(self, txn: lmdb.Transaction, segment: int, rows: NDArray[Any]) -> None:
@@ -330,32 +332,31 @@ def unpack_row(key: bytes, value: bytes) -> Row | None:
 
 
 def read_rows(txn: lmdb.Transaction, db: Any, segment: int) -> tuple[list[Row], int]:
-    """The good rows of a segment's present generation by batch, and the number of malformed or older ones."""
+    """The good rows of a segment's latest opening by batch, and the number of malformed or older ones."""
     rows: list[Row] = []
-    num_dropped = 0
-    generation = 0
+    num_bad = 0
     with txn.cursor(db=db) as cursor:
         found = cursor.set_range(ROW_KEY.pack(segment, 0))
         while found and cursor.key()[:4] == SEGMENT_KEY.pack(segment):
             row = unpack_row(bytes(cursor.key()), bytes(cursor.value()))
-            if row is not None and row.batch == GENERATION_BATCH:
-                generation = row.seq
-            elif row is None or row.seq <= generation:
-                num_dropped += 1
+            if row is None:
+                num_bad += 1
             else:
                 rows.append(row)
             found = cursor.next()
-    return rows, num_dropped
+    newest = max((row.seq for row in rows), default=0)
+    latest = [row for row in rows if row.seq == newest]
+    return latest, num_bad + len(rows) - len(latest)
 
 
-def last_batch(txn: lmdb.Transaction, db: Any, segment: int) -> int:
-    """The highest batch number among the segment's rows; 0 when it has none."""
+def next_batch(txn: lmdb.Transaction, db: Any, segment: int) -> int:
+    """One more than the highest batch number among the segment's rows."""
     with txn.cursor(db=db) as cursor:
         found = cursor.set_range(ROW_KEY.pack(segment + 1, 0))
         found = cursor.prev() if found else cursor.last()
         if found and cursor.key()[:4] == SEGMENT_KEY.pack(segment):
-            return int(ROW_KEY.unpack(cursor.key())[1])
-    return GENERATION_BATCH
+            return int(ROW_KEY.unpack(cursor.key())[1]) + 1
+    return 0
 
 
 def find_damage(path: Path) -> str:

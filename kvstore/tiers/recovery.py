@@ -12,7 +12,7 @@ from kvstore.tiers.manifest import Row
 
 
 def surviving_entries(rows: list[Row], pages_per_segment: int) -> tuple[Entries, int]:
-    """The entries of `rows` in write order that lie inside the segment and touch no other, and how many do
+    """The entries of `rows` in the order of their places that lie inside the segment and touch no other, and how many do
     not.
 
     Of entries that overlap none is used: a manifest that says two blocks lie in one place is wrong about at
@@ -25,9 +25,8 @@ def surviving_entries(rows: list[Row], pages_per_segment: int) -> tuple[Entries,
     ends = starts + -(-entries["nbytes"].astype(np.int64) // PLACE_NBYTES)
     inside = (ends > starts) & (ends <= pages_per_segment)
     order = np.flatnonzero(inside)[np.argsort(starts[inside], kind="stable")]
-    usable = np.zeros(len(entries), dtype=np.bool_)
-    usable[order] = ~overlapping(starts[order], ends[order])
-    return entries[usable], int(len(entries) - usable.sum())
+    usable = order[~overlapping(starts[order], ends[order])]
+    return entries[usable], len(entries) - len(usable)
 
 
 def overlapping(starts: NDArray[np.int64], ends: NDArray[np.int64]) -> NDArray[np.bool_]:

@@ -100,11 +100,9 @@ def capacity_for(num_blocks: int, nbytes: int, segment_nbytes: int | None = None
         num_live = -(-num_blocks // (size // PLACE_NBYTES // num_pages(nbytes)))
         num_segments = max(NUM_SEGMENTS_MIN if segment_nbytes else NUM_SEGMENTS_WANTED, num_live)
         while num_segments - reserve_segments(num_segments) < num_live:
-            num_segments += max(1, num_live - num_segments + reserve_segments(num_segments))
-        if num_segments <= NUM_SEGMENTS_MAX and size in (
-            segment_nbytes,
-            default_segment_nbytes(num_segments * size),
-        ):
+            num_segments += num_live - num_segments + reserve_segments(num_segments)
+        is_chosen = size == (segment_nbytes or default_segment_nbytes(num_segments * size))
+        if num_segments <= NUM_SEGMENTS_MAX and is_chosen:
             found.append(num_segments * size)
     if not found:
         raise LimitExceeded(
@@ -155,7 +153,9 @@ class Blocks:
 class SegmentTable:
     """All segments of one tier. Caller holds the tier's lock; nothing blocks."""
 
-    def __init__(self, geometry: Geometry, written: Iterable[int], recovered: Iterable[int]) -> None:
+    def __init__(
+        self, geometry: Geometry, written: Iterable[int], recovered: Iterable[int], num_opened: int = 0
+    ) -> None:
         num_segments = geometry.num_segments
         self.geometry = geometry
         self.num_blocks = 0
@@ -168,6 +168,10 @@ class SegmentTable:
         self._has_rows = np.zeros(num_segments, dtype=np.bool_)
         self._blocks: dict[int, Blocks] = {}
         self._open: int | None = None
+        self._num_opened = num_opened  # never goes back, also not at restart
+        self.opening = np.zeros(
+            num_segments, dtype=np.int64
+        )  # a segment's: the value of _num_opened at the time
         self._tail_pages = 0
         self._to_clean: list[int] = []
         for segment in written:
@@ -345,6 +349,8 @@ class SegmentTable:
         if self._open is None:
             return False
         self.state[self._open] = State.OPEN
+        self._num_opened += 1
+        self.opening[self._open] = self._num_opened
         self._tail_pages = 0
         return True
 
