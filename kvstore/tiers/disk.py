@@ -1,0 +1,402 @@
+"""The disk tier: blocks in recycled segment files, and a manifest that brings them back after a restart.
+
+Nothing is overwritten before the manifest rows that speak of it are durably gone, no row is committed before
+its data is durable, and every read is verified; docs/formats.md has the formats and the reasons. Bookkeeping
+(segments.py) is guarded by one short lock; data moves on worker threads (disk_io.py), the manifest on its own
+(journal.py), and one more thread writes new segment files once, ahead of their use.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvstore.errors import ConfigInvalid, InvalidRequest, LimitExceeded, Unavailable
+from kvstore.tiers.base import PLACE_NBYTES, Buffer, Entries, Outcome, Outcomes, Places, Usage, done
+from kvstore.tiers.breaker import Breaker
+from kvstore.tiers.checks import check_batch, check_entries, check_places, pages_of_buffers
+from kvstore.tiers.disk_folder import DiskFolder
+from kvstore.tiers.disk_io import Batch, DiskIO, Part, monotonic_us, when_all_done
+from kvstore.tiers.journal import Journal
+from kvstore.tiers.manifest import USE, Clean, Forget, Manifest, ManifestError, Name, Put, Use
+from kvstore.tiers.preparer import Preparer
+from kvstore.tiers.recovery import last_uses, surviving_entries
+from kvstore.tiers.segment_files import SegmentFiles
+from kvstore.tiers.segments import (
+    NUM_SEGMENTS_MIN,
+    PLACES_PER_SEGMENT,
+    Geometry,
+    SegmentTable,
+    State,
+    by_segment,
+    capacity_for,
+)
+
+__all__ = ["DiskTier", "capacity_for"]
+
+NO_ROOM_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+NAMESPACE_TEXT_NBYTES_MAX = 65_536
+
+log = logging.getLogger(__name__)
+
+
+class DiskTier:
+    """A durable Tier in a folder of its own (kvstore.tiers.base has the contract).
+
+    `capacity_nbytes` limits the segment files; what blocks may take of it is usage().capacity_nbytes, see
+    capacity_for(). `segment_nbytes`: a power of two from 1 MiB to 256 MiB, by default the one the folder was
+    made with, else the largest of which there are 16; no block may be larger. Deadlines are in `clock_us`.
+    Reopening: recover(), then adopt() once, then allocate(). Errors: ConfigInvalid, LimitExceeded,
+    Unavailable; a tier that cannot be opened leaves nothing behind.
+    """
+
+    name = "disk"
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        capacity_nbytes: int,
+        segment_nbytes: int | None = None,
+        io_threads: int = 4,
+        clock_us: Callable[[], int] = monotonic_us,
+        time_s: Callable[[], float] = time.time,
+    ) -> None:
+        if not 1 <= io_threads <= 256:
+            raise ConfigInvalid(f"disk io_threads={io_threads}; allowed: from 1 to 256")
+        geometry = Geometry.choose(capacity_nbytes, segment_nbytes)
+        self._clock_us, self._time_s = clock_us, time_s
+        self._lock = threading.Lock()  # guards the table, the breakers and what is declared below
+        self._closed = False
+        self._adopted = False
+        self._writing: set[Future[Outcomes]] = set()
+        self._write_breaker, self._read_breaker = Breaker(), Breaker()
+        self._manifest_reason = ""
+        self.num_dropped = (
+            0  # entries and rows of the manifest that could not be used, since the tier was opened
+        )
+        self._folder = DiskFolder(Path(path).absolute(), NUM_SEGMENTS_MIN * geometry.segment_nbytes)
+        try:
+            self._load(capacity_nbytes, segment_nbytes)
+        except OSError as error:
+            self._folder.abandon()
+            raise Unavailable(f"disk path {path} cannot be used: {error}") from error
+        except BaseException:
+            self._folder.abandon()
+            raise
+        self._io = DiskIO(self._files, io_threads)
+        self._journal = Journal(self._manifest, self._files.sync, self._cleaned, self._reported)
+        self._preparer = Preparer(self._table, self._lock, self._files, self._io.cancel)
+
+    @property
+    def block_nbytes_max(self) -> int:
+        """No larger block can be allocated."""
+        return self._geometry.segment_nbytes
+
+    def allocate(self, nbytes: int, num_blocks: int) -> Places:
+        """As the contract says. Errors: InvalidRequest; LimitExceeded above block_nbytes_max."""
+        if nbytes < 1 or num_blocks < 0:
+            raise InvalidRequest(
+                f"nbytes={nbytes}, num_blocks={num_blocks}; allowed: at least 1 byte, 0 blocks"
+            )
+        if nbytes > self.block_nbytes_max:
+            raise LimitExceeded(f"nbytes={nbytes}; the disk tier's largest block is {self.block_nbytes_max}")
+        with self._lock:
+            if self._reason():
+                return np.empty(0, dtype=np.uint32)
+            places = self._table.allocate(nbytes, num_blocks)
+            self._clean()
+            self._preparer.look()
+        return places
+
+    def free(self, places: Places, nbytes: int, *, forget: bool = False) -> None:
+        """As the contract says; a forgotten block is gone for good once a later flush() is done.
+
+        Errors: InvalidRequest for a place that holds no block of `nbytes`, and nothing is freed.
+        """
+        check_places(places)
+        with self._lock:
+            if self._closed:
+                return
+            self._table.free(places, nbytes)
+            if forget:
+                for segment, positions in by_segment(places):
+                    self._journal.add(Forget(segment, places[positions] % PLACES_PER_SEGMENT))
+            self._clean()
+
+    def write(
+        self, places: Places, entries: Entries, buffers: Sequence[Buffer], deadline_us: int | None = None
+    ) -> Future[Outcomes]:
+        """As the contract says. The entries' offset, nbytes and checksum are filled in, and time_s where it
+        is 0.
+
+        Errors: InvalidRequest for places that are not allocated for that size, and nothing is written.
+        """
+        pages, nbytes = pages_of_buffers(buffers, writable=False)
+        check_batch(places, buffers)
+        check_entries(entries, len(places))
+
+        def finish(part: Part) -> None:
+            self._wrote(part, places, pages, entries)
+
+        with self._lock:
+            if self._closed or len(places) == 0:
+                return done(np.full(len(places), Outcome.CLOSED, dtype=np.uint8))
+            self._table.begin_write(places, pages)
+            entries["offset"] = places % PLACES_PER_SEGMENT
+            entries["nbytes"] = nbytes
+            entries["time_s"][entries["time_s"] == 0] = int(self._time_s())
+            no_checksums = np.zeros(len(places), dtype=np.uint64)
+            batch = Batch(True, places, buffers, no_checksums, self._until_us(deadline_us), finish)
+            self._writing.add(batch.future)
+            batch.future.add_done_callback(self._forget_writing)
+            return self._io.submit(batch)
+
+    def read(
+        self,
+        places: Places,
+        checksums: NDArray[np.uint64],
+        buffers: Sequence[Buffer],
+        deadline_us: int | None = None,
+    ) -> Future[Outcomes]:
+        """As the contract says. Errors: InvalidRequest for what cannot be a place of such a block."""
+        pages, _ = pages_of_buffers(buffers, writable=True)
+        check_batch(places, buffers)
+        check_batch(checksums, buffers, name="checksums", dtype=np.dtype(np.uint64))
+        outside = places // PLACES_PER_SEGMENT >= self._geometry.num_segments
+        outside |= places % PLACES_PER_SEGMENT + pages > self._geometry.pages_per_segment
+        if outside.any():
+            bad = int(np.flatnonzero(outside)[0])
+            raise InvalidRequest(
+                f"places[{bad}]={places[bad]} with {pages[bad]} pages; allowed: inside one segment"
+            )
+        with self._lock:
+            if self._closed or len(places) == 0:
+                return done(np.full(len(places), Outcome.CLOSED, dtype=np.uint8))
+            batch = Batch(False, places, buffers, checksums, self._until_us(deadline_us), self._did_read)
+            return self._io.submit(batch)
+
+    def vacate(self, nbytes: int) -> tuple[int, int] | None:
+        """As the contract says: the sealed segment with the least live bytes, while free segments run low."""
+        if nbytes < 1:
+            raise InvalidRequest(f"nbytes={nbytes}; allowed: at least 1")
+        with self._lock:
+            return None if self._closed else self._table.vacate(nbytes)
+
+    def usage(self) -> Usage:
+        with self._lock:
+            reason = self._reason()
+            table = self._table
+            return Usage(table.num_blocks, table.used_nbytes, table.capacity_nbytes, not reason, reason)
+
+    def flush(self) -> Future[None]:
+        """As the contract says. When the manifest or a segment cannot be made durable, the future has
+        Unavailable: a flush that only seems done would be a lie."""
+        future: Future[None] = Future()
+        future.set_running_or_notify_cancel()
+        with self._lock:
+            if self._closed:
+                if self._manifest_reason:
+                    future.set_exception(Unavailable(f"disk tier: not durable: {self._manifest_reason}"))
+                else:
+                    future.set_result(None)
+                return future
+            writing = list(self._writing)
+        when_all_done(writing, lambda: self._journal.flush(future))
+        return future
+
+    def close(self) -> None:
+        """As the contract says: blocks not yet begun are CLOSED, what was written is committed."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        self._io.cancel[0] = 1
+        self._preparer.close()
+        self._io.close()
+        self._journal.close()
+        self._manifest.close()
+        self._files.close()
+        self._folder.close()
+
+    def recover(self) -> Iterator[tuple[Places, Entries, NDArray[np.uint32]]]:
+        """What the folder held when it was opened, in the order it was written, one segment at a time:
+        places, their entries, and when each block was last used (its time_s where that was never noted), in
+        seconds.
+
+        To be read to its end before adopt(). What cannot be used is left out and counted in num_dropped.
+        """
+        if self._adopted:
+            raise InvalidRequest("recover() after adopt(); allowed: before it")
+        for segment in self._manifest.segments():
+            if segment >= self._geometry.num_segments or self._table.state[segment] != State.RECOVERED:
+                continue
+            rows, num_bad_rows = self._manifest.rows(segment)
+            entries, num_bad = surviving_entries(rows, self._geometry.pages_per_segment)
+            self.num_dropped += num_bad_rows + num_bad
+            if len(entries):
+                places = np.uint32(segment * PLACES_PER_SEGMENT) + entries["offset"]
+                yield places.astype(np.uint32), entries, last_uses(entries, self._manifest.uses(segment))
+
+    def adopt(self, places: Places, nbytes: NDArray[np.uint32]) -> None:
+        """Take over these recovered blocks as allocated; the rest of what was recovered is dead space from
+        now on.
+
+        To be called once. Errors: InvalidRequest, and nothing is adopted.
+        """
+        check_places(places)
+        check_batch(nbytes, places, name="nbytes", dtype=np.dtype(np.uint32))
+        with self._lock:
+            if self._adopted:
+                raise InvalidRequest("adopt() a second time; allowed: once, with every block that lives")
+            self._table.adopt(places, -(-nbytes.astype(np.int64) // PLACE_NBYTES))
+            self._adopted = True
+            self._clean()
+
+    def note_usage(self, places: Places, last_used_s: NDArray[np.uint32]) -> None:
+        """Remember when these blocks were last used, for recover() after a restart; durable with the next
+        flush."""
+        check_places(places)
+        check_batch(last_used_s, places, name="last_used_s", dtype=np.dtype(np.uint32))
+        with self._lock:
+            for segment, positions in by_segment(places):
+                if self._closed or not self._table.holds_blocks(segment):
+                    continue
+                rows = np.empty(positions.size, dtype=USE)
+                rows["offset"] = places[positions] % PLACES_PER_SEGMENT
+                rows["last_used_s"] = last_used_s[positions]
+                self._journal.add(Use(segment, rows))
+
+    def remember_namespace(self, namespace: int, text: str) -> None:
+        """Keep `text` under the number that entries carry; durable before any block written after this
+        call."""
+        if not 0 <= namespace < 1 << 32:
+            raise InvalidRequest(f"namespace={namespace}; allowed: from 0 to {(1 << 32) - 1}")
+        if len(text.encode()) > NAMESPACE_TEXT_NBYTES_MAX:
+            raise LimitExceeded(f"namespace text has more than {NAMESPACE_TEXT_NBYTES_MAX} bytes")
+        with self._lock:
+            if not self._closed:
+                self._names[namespace] = text
+                self._journal.add(Name(namespace, text))
+
+    def namespaces(self) -> dict[int, str]:
+        with self._lock:
+            return dict(self._names)
+
+    def _load(self, capacity_nbytes: int, segment_nbytes: int | None) -> None:
+        """Open what the folder holds. Errors: ConfigInvalid, Unavailable, OSError."""
+        now_s = int(self._time_s())
+        self._manifest = Manifest(self._folder.manifest, capacity_nbytes, now_s)
+        try:
+            stored = self._manifest.segment_nbytes
+            if stored and segment_nbytes and stored != segment_nbytes:
+                raise ConfigInvalid(
+                    f"disk segment_nbytes={segment_nbytes}, but {self._folder.path} was made with {stored}; "
+                    f"allowed: {stored}, or an empty folder"
+                )
+            self._geometry = Geometry.choose(capacity_nbytes, stored or segment_nbytes)
+            if stored is None:
+                self._manifest.initialise(self._geometry.segment_nbytes, now_s)
+            self._names = self._manifest.namespaces()
+            self._files = SegmentFiles(self._folder.segments, self._geometry.segment_nbytes)
+            self._match_files()
+        except ManifestError as error:
+            self._manifest.close()
+            raise Unavailable(f"{self._folder.manifest}: {error}") from error
+        except BaseException:
+            self._manifest.close()
+            raise
+
+    def _match_files(self) -> None:
+        """Drop the rows of segments without a usable file, then the files without a usable number."""
+        written = self._files.existing(self._geometry.num_segments)
+        holding = self._manifest.segments()
+        lost = [segment for segment in holding if segment not in written]
+        if lost:
+            self.num_dropped += sum(
+                len(row.entries) for segment in lost for row in self._manifest.rows(segment)[0]
+            )
+            self._manifest.apply([Clean(segment) for segment in lost])
+            log.warning(
+                "%s: %d segments have no usable file; their blocks are gone", self._folder.path, len(lost)
+            )
+        self._files.remove_others(written)
+        recovered = [segment for segment in holding if segment in written]
+        self._table = SegmentTable(self._geometry, written, recovered, self._manifest.seq)
+
+    def _until_us(self, deadline_us: int | None) -> int | None:
+        """A deadline of the tier's clock as one of CLOCK_MONOTONIC, which the workers look at."""
+        return None if deadline_us is None else max(0, monotonic_us() + deadline_us - self._clock_us())
+
+    def _reason(self) -> str:
+        """Why the tier is not healthy; "" when it is. Caller holds the lock."""
+        if self._closed:
+            return "closed"
+        if not self._table.capacity_nbytes:
+            return f"no room for segments in the file system of {self._folder.path}"
+        now_us = self._clock_us()
+        return self._write_breaker.reason(now_us) or self._read_breaker.reason(now_us)
+
+    def _clean(self) -> None:
+        """Have the rows of emptied segments deleted. Caller holds the lock."""
+        for segment in self._table.take_to_clean():
+            self._journal.add(Clean(segment), urgent=True)
+
+    def _cleaned(self, segments: list[int]) -> None:
+        with self._lock:
+            for segment in segments:
+                self._table.set_clean(segment)
+
+    def _reported(self, reason: str) -> None:
+        with self._lock:
+            self._manifest_reason = reason
+            if reason:
+                self._write_breaker.fail(reason, self._clock_us())
+
+    def _forget_writing(self, future: Future[Outcomes]) -> None:
+        with self._lock:
+            self._writing.discard(future)
+
+    def _wrote(self, part: Part, places: Places, pages: NDArray[np.int64], entries: Entries) -> None:
+        """Have rows made for what a part of a batch wrote, unless it was freed meanwhile."""
+        chosen = slice(part.first, part.last)
+        places, pages, entries = places[chosen], pages[chosen], entries[chosen]
+        entries["checksum"] = part.checksums
+        with self._lock:
+            for segment, positions in by_segment(places):
+                living = self._table.end_write(
+                    segment, places[positions] % PLACES_PER_SEGMENT, pages[positions]
+                )
+                if segment in part.refused:
+                    if part.errnos[positions].max() in NO_ROOM_ERRNOS:
+                        self._table.refuse_absent(segment)
+                    continue
+                self._table.set_written(segment)
+                kept = positions[living & (part.outcomes[positions] == Outcome.OK)]
+                if kept.size:
+                    # Under the same lock as end_write(): a Clean of this segment can only come after the Put.
+                    put = Put(segment, int(self._table.opening[segment]), entries[kept])
+                    self._journal.add(put, int(put.entries["nbytes"].sum()))
+            self._judge(self._write_breaker, part, "write")
+            self._clean()
+
+    def _did_read(self, part: Part) -> None:
+        with self._lock:
+            self._judge(self._read_breaker, part, "read")
+
+    def _judge(self, breaker: Breaker, part: Part, verb: str) -> None:
+        """Tell a breaker how a part went. Caller holds the lock."""
+        failed = np.flatnonzero(part.outcomes == Outcome.IO_ERROR)
+        if failed.size:
+            breaker.fail(f"{verb}: {os.strerror(int(part.errnos[failed[0]]))}", self._clock_us())
+        elif (part.outcomes == Outcome.OK).any():
+            breaker.succeed()

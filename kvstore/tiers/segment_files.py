@@ -1,0 +1,175 @@
+"""The segment files of the disk tier: segments/NNNNN.seg, all of one size, preallocated and rewritten in
+place.
+
+Rewriting blocks of a file that were written once is several times faster than filling unwritten extents, and
+frees nothing, so a file is filled with zeros before its first use where that can be done ahead, and never
+shrinks again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvstore._core import blockio
+
+OPEN_FILES_MAX = 256  # beyond that the longest unused ones are closed; files in use do not count
+
+
+class SegmentFiles:
+    """Opens, makes, syncs and removes segment files. Thread-safe."""
+
+    def __init__(self, folder: Path, segment_nbytes: int) -> None:
+        self._folder = folder
+        self._segment_nbytes = segment_nbytes
+        self._lock = threading.Lock()
+        self._idle: OrderedDict[int, int] = OrderedDict()  # segment → descriptor, the longest unused first
+        self._in_use: dict[int, tuple[int, int]] = {}  # segment → (descriptor, number of users)
+
+    def path(self, segment: int) -> Path:
+        return self._folder / f"{segment:05d}.seg"
+
+    def existing(self, num_segments: int) -> set[int]:
+        """The segments below `num_segments` that have a file of the right size."""
+        return {
+            int(path.stem)
+            for path in self._folder.glob("*.seg")
+            if path.stem.isdecimal()
+            and int(path.stem) < num_segments
+            and path.stat().st_size == self._segment_nbytes
+        }
+
+    def remove_others(self, kept: set[int]) -> None:
+        """Remove every segment file, also half-made ones, but those of `kept`. Errors: OSError."""
+        names = {self.path(segment).name for segment in kept}
+        for path in self._folder.glob("*.seg*"):
+            if path.name not in names:
+                path.unlink()
+
+    @contextlib.contextmanager
+    def borrow(self, segments: Iterable[int], *, create: bool) -> Iterator[dict[int, int]]:
+        """Descriptors of the segments' files, open until the end of the with block.
+
+        One that cannot be opened (`create`: or made) is given as minus the errno.
+        """
+        borrowed: dict[int, int] = {}
+        try:
+            for segment in segments:
+                try:
+                    borrowed[segment] = self._take(segment, create)
+                except OSError as error:
+                    borrowed[segment] = -(error.errno or errno.EIO)
+            yield borrowed
+        finally:
+            for segment, descriptor in borrowed.items():
+                if descriptor >= 0:
+                    self._give(segment)
+
+    def prepare(self, segment: int, cancel: NDArray[np.int32]) -> None:
+        """Make the file and write it once, all zeros; nothing is left of it on failure.
+
+        Errors: OSError; ECANCELED once cancel[0] is non-zero.
+        """
+        path = self.path(segment)
+        fresh = path.with_suffix(".seg-new")  # a half-written file must not look like a finished one
+        try:
+            descriptor = self._make(fresh)
+            try:
+                code = blockio.zero_fill(descriptor, 0, self._segment_nbytes, cancel=cancel)
+                if code:
+                    raise OSError(code, os.strerror(code), str(path))
+                os.fdatasync(descriptor)
+            finally:
+                os.close(descriptor)
+            fresh.rename(path)
+            self._sync_folder()
+        except OSError:
+            with contextlib.suppress(OSError):
+                fresh.unlink(missing_ok=True)
+            raise
+
+    def sync(self, segment: int) -> None:
+        """Make what was written to the segment durable. Errors: OSError."""
+        with self.borrow([segment], create=False) as descriptors:
+            descriptor = descriptors[segment]
+            if descriptor < 0:
+                raise OSError(-descriptor, os.strerror(-descriptor), str(self.path(segment)))
+            os.fdatasync(descriptor)
+
+    def close(self) -> None:
+        """Close every file; none may be borrowed."""
+        with self._lock:
+            assert not self._in_use
+            for descriptor in self._idle.values():
+                os.close(descriptor)
+            self._idle.clear()
+
+    def _take(self, segment: int, create: bool) -> int:
+        with self._lock:
+            if segment in self._in_use:
+                descriptor, num_users = self._in_use[segment]
+            else:
+                descriptor = self._idle.pop(segment, -1)
+                num_users = 0
+                if descriptor < 0:
+                    descriptor = self._open(segment, create)
+            self._in_use[segment] = (descriptor, num_users + 1)
+            return descriptor
+
+    def _give(self, segment: int) -> None:
+        with self._lock:
+            descriptor, num_users = self._in_use.pop(segment)
+            if num_users > 1:
+                self._in_use[segment] = (descriptor, num_users - 1)
+                return
+            self._idle[segment] = descriptor
+            if len(self._idle) > OPEN_FILES_MAX:
+                os.close(self._idle.popitem(last=False)[1])
+
+    def _open(self, segment: int, create: bool) -> int:
+        path = self.path(segment)
+        try:
+            return open_direct(path, os.O_RDWR)
+        except FileNotFoundError:
+            if not create:
+                raise
+        descriptor = self._make(path)
+        self._sync_folder()
+        return descriptor
+
+    def _make(self, path: Path) -> int:
+        """A new file with all its space reserved but not yet written; nothing is left of it on failure."""
+        descriptor = open_direct(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+        try:
+            os.posix_fallocate(descriptor, 0, self._segment_nbytes)
+        except OSError:
+            os.close(descriptor)
+            path.unlink(missing_ok=True)
+            raise
+        return descriptor
+
+    def _sync_folder(self) -> None:
+        """Make new names durable before anything refers to them."""
+        descriptor = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def open_direct(path: Path, flags: int) -> int:
+    """Open past the page cache where the file system can, else through it. Errors: OSError."""
+    try:
+        return os.open(path, flags | os.O_CLOEXEC | os.O_DIRECT, 0o600)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return os.open(path, flags | os.O_CLOEXEC, 0o600)

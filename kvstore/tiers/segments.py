@@ -1,0 +1,397 @@
+"""What lies where in the disk tier's segments: sizes, places, live bytes. Pure bookkeeping; no file is
+touched here.
+
+A segment is filled front to back, sealed, emptied, cleaned and filled again; inside it no place is given out
+twice before it was cleaned. Life of a segment:
+
+    ABSENT ──▶ OPEN ──▶ SEALED ──▶ CLEANING ──▶ FREE ──▶ OPEN ──▶ …
+    (no file)           (RECOVERED: sealed in an earlier life; what lives there is not known before adopt())
+
+CLEANING waits for its manifest rows to be gone for good; a segment without rows is FREE at once.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvstore.errors import ConfigInvalid, InvalidRequest, LimitExceeded
+from kvstore.tiers.base import PLACE_NBYTES, Places
+
+PLACES_PER_SEGMENT = 65_536  # places of neighbouring segments are this far apart, however small a segment is
+SEGMENT_NBYTES_MIN = 1 << 20
+SEGMENT_NBYTES_MAX = PLACES_PER_SEGMENT * PLACE_NBYTES
+NUM_SEGMENTS_MIN = 4  # the reserve of two, one open, one sealed
+NUM_SEGMENTS_MAX = 65_536
+NUM_SEGMENTS_WANTED = 16
+RESERVE_SEGMENTS_MIN = 2
+RESERVE_SHARE = 16
+
+
+def num_pages(nbytes: int) -> int:
+    """How many PLACE_NBYTES units `nbytes` take."""
+    return -(-nbytes // PLACE_NBYTES)
+
+
+def reserve_segments(num_segments: int) -> int:
+    """How many of `num_segments` stay out of the capacity, so that there is always one to write to while
+    another is emptied."""
+    return max(RESERVE_SEGMENTS_MIN, -(-num_segments // RESERVE_SHARE))
+
+
+def default_segment_nbytes(capacity_nbytes: int) -> int:
+    """The largest power of two up to 256 MiB of which `capacity_nbytes` holds 16.
+
+    Errors: ConfigInvalid below 16 MiB.
+    """
+    floor_nbytes = NUM_SEGMENTS_WANTED * SEGMENT_NBYTES_MIN
+    if capacity_nbytes < floor_nbytes:
+        raise ConfigInvalid(f"disk capacity_nbytes={capacity_nbytes}; allowed: at least {floor_nbytes}")
+    return min(SEGMENT_NBYTES_MAX, 1 << ((capacity_nbytes // NUM_SEGMENTS_WANTED).bit_length() - 1))
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """How a capacity is cut into segments."""
+
+    segment_nbytes: int
+    num_segments: int
+
+    @classmethod
+    def choose(cls, capacity_nbytes: int, segment_nbytes: int | None) -> Geometry:
+        """As many segments as fit into `capacity_nbytes`. Errors: ConfigInvalid."""
+        if segment_nbytes is None:
+            segment_nbytes = default_segment_nbytes(capacity_nbytes)
+        if not SEGMENT_NBYTES_MIN <= segment_nbytes <= SEGMENT_NBYTES_MAX or segment_nbytes.bit_count() != 1:
+            raise ConfigInvalid(
+                f"disk segment_nbytes={segment_nbytes}; allowed: a power of two from {SEGMENT_NBYTES_MIN} "
+                f"to {SEGMENT_NBYTES_MAX}"
+            )
+        num_segments = capacity_nbytes // segment_nbytes
+        if not NUM_SEGMENTS_MIN <= num_segments <= NUM_SEGMENTS_MAX:
+            raise ConfigInvalid(
+                f"disk capacity_nbytes={capacity_nbytes} with segments of {segment_nbytes}; allowed: from "
+                f"{NUM_SEGMENTS_MIN * segment_nbytes} to {NUM_SEGMENTS_MAX * segment_nbytes}"
+            )
+        return cls(segment_nbytes, num_segments)
+
+    @property
+    def pages_per_segment(self) -> int:
+        return self.segment_nbytes // PLACE_NBYTES
+
+
+def capacity_for(num_blocks: int, nbytes: int, segment_nbytes: int | None = None) -> int:
+    """The smallest capacity_nbytes of a disk tier that can hold `num_blocks` blocks of `nbytes` at once.
+
+    Errors: LimitExceeded when no segment is large enough for such a block or no tier for so many.
+    """
+    if num_blocks < 1 or nbytes < 1:
+        raise InvalidRequest(f"num_blocks={num_blocks}, nbytes={nbytes}; allowed: at least 1")
+    sizes = [segment_nbytes] if segment_nbytes else [SEGMENT_NBYTES_MIN << shift for shift in range(9)]
+    found = []
+    for size in sizes:
+        if num_pages(nbytes) * PLACE_NBYTES > size:
+            continue
+        num_live = -(-num_blocks // (size // PLACE_NBYTES // num_pages(nbytes)))
+        num_segments = max(NUM_SEGMENTS_MIN if segment_nbytes else NUM_SEGMENTS_WANTED, num_live)
+        while num_segments - reserve_segments(num_segments) < num_live:
+            num_segments += num_live - num_segments + reserve_segments(num_segments)
+        is_chosen = size == (segment_nbytes or default_segment_nbytes(num_segments * size))
+        if num_segments <= NUM_SEGMENTS_MAX and is_chosen:
+            found.append(num_segments * size)
+    if not found:
+        raise LimitExceeded(
+            f"no disk tier holds {num_blocks} blocks of {nbytes} bytes in segments of {max(sizes)}"
+        )
+    return min(found)
+
+
+class State(enum.IntEnum):
+    ABSENT = 0
+    FREE = 1
+    OPEN = 2
+    SEALED = 3
+    RECOVERED = 4
+    CLEANING = 5
+
+
+class Blocks:
+    """The blocks of one segment in the order of their offsets: 5 bytes each."""
+
+    __slots__ = ("count", "last_pages", "live", "offsets")
+
+    def __init__(self, offsets: NDArray[np.uint16], last_pages: NDArray[np.uint16]) -> None:
+        self.offsets = offsets
+        self.last_pages = last_pages  # pages - 1, so that a whole segment fits
+        self.live = np.ones(offsets.size, dtype=np.bool_)
+        self.count = offsets.size
+
+    def append(self, offsets: NDArray[np.uint16], pages: int) -> None:
+        needed = self.count + offsets.size
+        if needed > self.offsets.size:
+            size = max(needed, 2 * self.offsets.size)
+            self.offsets = np.resize(self.offsets, size)
+            self.last_pages = np.resize(self.last_pages, size)
+            self.live = np.resize(self.live, size)
+        added = slice(self.count, needed)
+        self.offsets[added], self.last_pages[added], self.live[added] = offsets, pages - 1, True
+        self.count = needed
+
+    def find(self, offsets: NDArray[np.uint32], pages: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Where the live blocks of these offsets and sizes stand; -1 for what is not such a block."""
+        starts = self.offsets[: self.count]
+        at = np.minimum(np.searchsorted(starts, offsets), self.count - 1)
+        known = (starts[at] == offsets) & (self.last_pages[at] + np.int64(1) == pages) & self.live[at]
+        return np.where(known, at, -1)
+
+
+class SegmentTable:
+    """All segments of one tier. Caller holds the tier's lock; nothing blocks."""
+
+    def __init__(
+        self, geometry: Geometry, written: Iterable[int], recovered: Iterable[int], num_opened: int = 0
+    ) -> None:
+        num_segments = geometry.num_segments
+        self.geometry = geometry
+        self.num_blocks = 0
+        self.used_nbytes = 0
+        self.absent_usable = True  # false while the file system has no room for more segments
+        self.state = np.full(num_segments, State.ABSENT, dtype=np.uint8)
+        self.live_pages = np.zeros(num_segments, dtype=np.int64)
+        self._written = np.zeros(num_segments, dtype=np.bool_)
+        self._num_writing = np.zeros(num_segments, dtype=np.int64)
+        self._has_rows = np.zeros(num_segments, dtype=np.bool_)
+        self._blocks: dict[int, Blocks] = {}
+        self._open: int | None = None
+        self._num_opened = num_opened  # never goes back, also not at restart
+        self.opening = np.zeros(
+            num_segments, dtype=np.int64
+        )  # a segment's: the value of _num_opened at the time
+        self._tail_pages = 0
+        self._to_clean: list[int] = []
+        for segment in written:
+            self._written[segment] = True
+            self.state[segment] = State.FREE
+        for segment in recovered:
+            self._has_rows[segment] = True
+            self.state[segment] = State.RECOVERED
+        self._free = deque(np.flatnonzero(self.state == State.FREE).tolist())
+        self._absent = deque(np.flatnonzero(self.state == State.ABSENT).tolist())
+
+    @property
+    def capacity_nbytes(self) -> int:
+        """What used_nbytes may reach: every segment that exists or can be made, less the reserve."""
+        num_usable = self.geometry.num_segments - (0 if self.absent_usable else len(self._absent))
+        return max(0, num_usable - reserve_segments(num_usable)) * self.geometry.segment_nbytes
+
+    @property
+    def num_ready(self) -> int:
+        """Segments that can be opened at once without a first write of their file."""
+        return len(self._free)
+
+    def allocate(self, nbytes: int, num_blocks: int) -> Places:
+        pages = num_pages(nbytes)
+        room_nbytes = self.capacity_nbytes - self.used_nbytes
+        wanted = min(num_blocks, max(0, room_nbytes // (pages * PLACE_NBYTES)))
+        pieces: list[Places] = []
+        while wanted > 0 and self._open_for(pages):
+            assert self._open is not None
+            take = min(wanted, (self.geometry.pages_per_segment - self._tail_pages) // pages)
+            offsets = self._tail_pages + np.arange(take, dtype=np.uint32) * np.uint32(pages)
+            self._add(self._open, offsets.astype(np.uint16), pages)
+            pieces.append((np.uint32(self._open * PLACES_PER_SEGMENT) + offsets).astype(np.uint32))
+            self._tail_pages += take * pages
+            wanted -= take
+        return np.concatenate(pieces) if pieces else np.empty(0, dtype=np.uint32)
+
+    def free(self, places: Places, nbytes: int) -> None:
+        """Errors: InvalidRequest unless every place holds a live block of `nbytes`, before anything
+        changes."""
+        pages = num_pages(nbytes)
+        found = list(self.locate(places, np.full(len(places), pages, dtype=np.int64)))
+        for segment, at, _ in found:
+            self._blocks[segment].live[at] = False
+            self.live_pages[segment] -= at.size * pages
+            self._settle(segment)
+        self.num_blocks -= len(places)
+        self.used_nbytes -= len(places) * pages * PLACE_NBYTES
+
+    def locate(
+        self, places: Places, pages: NDArray[np.int64]
+    ) -> Iterator[tuple[int, NDArray[np.int64], NDArray[np.int64]]]:
+        """Per segment: its number, where in its Blocks the places stand, and which of `places` they are.
+
+        Errors: InvalidRequest for a place that is no live block of that size or is named twice. Everything is
+        checked before the first result when the caller collects them in a list.
+        """
+        for segment, positions in by_segment(places):
+            blocks = self._blocks.get(segment)
+            wanted = places[positions]
+            if blocks is None:
+                raise InvalidRequest(f"place {wanted[0]} holds no block; allowed: places from allocate()")
+            at = blocks.find(wanted % PLACES_PER_SEGMENT, pages[positions])
+            if (at < 0).any():
+                bad = int(np.flatnonzero(at < 0)[0])
+                raise InvalidRequest(
+                    f"place {wanted[bad]} holds no block of {pages[positions][bad]} x {PLACE_NBYTES} bytes; "
+                    f"allowed: places from allocate() with the size given there"
+                )
+            if np.unique(at).size != at.size:
+                raise InvalidRequest("a place is named twice; allowed: every place once")
+            yield segment, at, positions
+
+    def begin_write(self, places: Places, pages: NDArray[np.int64]) -> None:
+        """Keep the segments of `places` from being recycled until end_write(). Errors: as locate()."""
+        for segment, _, positions in list(self.locate(places, pages)):
+            self._num_writing[segment] += positions.size
+
+    def end_write(
+        self, segment: int, offsets: NDArray[np.uint32], pages: NDArray[np.int64]
+    ) -> NDArray[np.bool_]:
+        """Which of the blocks written still live: their rows are to be made; the others were freed
+        meanwhile."""
+        self._num_writing[segment] -= offsets.size
+        assert self._num_writing[segment] >= 0
+        living = self._blocks[segment].find(offsets, pages) >= 0
+        self._has_rows[segment] |= bool(living.any())
+        self._settle(segment)
+        return living
+
+    def vacate(self, nbytes: int) -> tuple[int, int] | None:
+        pages = num_pages(nbytes)
+        has_room = self.used_nbytes + pages * PLACE_NBYTES <= self.capacity_nbytes
+        num_coming = len(self._free) + int((self.state == State.CLEANING).sum())
+        num_coming += len(self._absent) if self.absent_usable else 0
+        if pages > self.geometry.pages_per_segment or (has_room and num_coming >= RESERVE_SEGMENTS_MIN):
+            return None
+        sealed = np.flatnonzero(self.state == State.SEALED)
+        if sealed.size == 0:
+            return None
+        first = int(sealed[np.argmin(self.live_pages[sealed])]) * PLACES_PER_SEGMENT
+        return first, first + self.geometry.pages_per_segment
+
+    def adopt(self, places: Places, pages: NDArray[np.int64]) -> None:
+        """These blocks live, all others of RECOVERED segments are dead. Errors: InvalidRequest, nothing
+        changed."""
+        found: dict[int, Blocks] = {}
+        for segment, positions in by_segment(places):
+            if segment >= self.geometry.num_segments or self.state[segment] != State.RECOVERED:
+                raise InvalidRequest(f"place {places[positions][0]}; allowed: places from recover()")
+            offsets = (places[positions] % PLACES_PER_SEGMENT).astype(np.int64)
+            order = np.argsort(offsets)
+            offsets, sizes = offsets[order], pages[positions][order]
+            ends = offsets + sizes
+            if (
+                ends[-1] > self.geometry.pages_per_segment
+                or (ends[:-1] > offsets[1:]).any()
+                or sizes.min() < 1
+            ):
+                raise InvalidRequest(f"blocks of segment {segment} overlap; allowed: entries from recover()")
+            found[segment] = Blocks(offsets.astype(np.uint16), (sizes - 1).astype(np.uint16))
+        for segment, blocks in found.items():
+            self._blocks[segment] = blocks
+            self.live_pages[segment] = int(blocks.last_pages.sum(dtype=np.int64)) + blocks.count
+        self.num_blocks += len(places)
+        self.used_nbytes += int(pages.sum()) * PLACE_NBYTES
+        for segment in np.flatnonzero(self.state == State.RECOVERED).tolist():
+            self.state[segment] = State.SEALED
+            self._settle(segment)
+
+    def holds_blocks(self, segment: int) -> bool:
+        """Whether blocks may live in it, so that there is something to remember about them."""
+        return segment < self.geometry.num_segments and self.state[segment] in (State.OPEN, State.SEALED)
+
+    def take_to_clean(self) -> list[int]:
+        """Segments that became CLEANING since the last call: their rows are to be deleted."""
+        taken, self._to_clean = self._to_clean, []
+        return taken
+
+    def set_clean(self, segment: int) -> None:
+        """The rows of a CLEANING segment are gone for good."""
+        assert self.state[segment] == State.CLEANING
+        self._has_rows[segment] = False
+        self._release(segment)
+
+    def take_absent(self) -> int | None:
+        """A segment whose file is to be written for the first time; give it back with give_absent()."""
+        return self._absent.popleft() if self._absent and self.absent_usable else None
+
+    def give_absent(self, segment: int, *, written: bool) -> None:
+        self._written[segment] = written
+        self._release(segment)
+
+    def set_written(self, segment: int) -> None:
+        """The file of an open segment exists."""
+        self._written[segment] = True
+
+    def refuse_absent(self, segment: int | None) -> None:
+        """The file system has no room: make do with the segments that exist, and leave `segment` if it is
+        open."""
+        self.absent_usable = False
+        if segment is not None and segment == self._open:
+            self._seal()
+
+    def _open_for(self, pages: int) -> bool:
+        """Make the open segment one with room for `pages`; false when there is none."""
+        if self._open is not None:
+            if self._tail_pages + pages <= self.geometry.pages_per_segment:
+                return True
+            self._seal()
+        if self._free:
+            self._open = self._free.popleft()
+        else:
+            self._open = self.take_absent()
+        if self._open is None:
+            return False
+        self.state[self._open] = State.OPEN
+        self._num_opened += 1
+        self.opening[self._open] = self._num_opened
+        self._tail_pages = 0
+        return True
+
+    def _seal(self) -> None:
+        assert self._open is not None
+        segment, self._open = self._open, None
+        self.state[segment] = State.SEALED
+        self._settle(segment)
+
+    def _add(self, segment: int, offsets: NDArray[np.uint16], pages: int) -> None:
+        blocks = self._blocks.get(segment)
+        if blocks is None:
+            self._blocks[segment] = Blocks(offsets, np.full(offsets.size, pages - 1, dtype=np.uint16))
+        else:
+            blocks.append(offsets, pages)
+        self.live_pages[segment] += offsets.size * pages
+        self.num_blocks += offsets.size
+        self.used_nbytes += offsets.size * pages * PLACE_NBYTES
+
+    def _settle(self, segment: int) -> None:
+        """Recycle a sealed segment in which nothing lives and nothing is being written."""
+        if self.state[segment] != State.SEALED or self.live_pages[segment] or self._num_writing[segment]:
+            return
+        self._blocks.pop(segment, None)
+        if self._has_rows[segment]:
+            self.state[segment] = State.CLEANING
+            self._to_clean.append(segment)
+        else:
+            self._release(segment)
+
+    def _release(self, segment: int) -> None:
+        if self._written[segment]:
+            self.state[segment] = State.FREE
+            self._free.append(segment)
+        else:
+            self.state[segment] = State.ABSENT
+            self._absent.appendleft(segment)
+
+
+def by_segment(places: Places) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """Per segment that `places` touch: its number and the positions of its places."""
+    segments = places // PLACES_PER_SEGMENT
+    for segment in np.unique(segments).tolist():
+        yield segment, np.flatnonzero(segments == segment)
