@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kvstore._core import index as core
 from kvstore._core.index import Index, LeaseTable
@@ -17,11 +19,33 @@ from kvstore.errors import InvalidRequest, LimitExceeded, Unavailable
 from kvstore.handle import Namespace
 from kvstore.mover import Mover, Sizes, slot_nbytes
 from kvstore.namespace import NamespaceSpec
-from kvstore.tiers.base import PLACE_NBYTES, DurableTier, Tier
+from kvstore.tiers.base import ENTRY, PLACE_NBYTES, DurableTier, Entries, Places, Tier
 from kvstore.tiers.host import HostTier
 
 NAMESPACES_MAX = 65_535
 CLOSE_FLUSH_MS = 30_000
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """Blocks that an earlier run left, as columns."""
+
+    places: Places
+    entries: Entries
+    last_used_s: NDArray[np.uint32]
+
+    @classmethod
+    def joined(cls, parts: list[tuple[Places, Entries, NDArray[np.uint32]]]) -> Recovered:
+        if not parts:
+            return cls(np.empty(0, np.uint32), np.empty(0, ENTRY), np.empty(0, np.uint32))
+        return cls(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+    def only(self, which: NDArray[np.bool_]) -> Recovered:
+        return Recovered(self.places[which], self.entries[which], self.last_used_s[which])
+
+    def plus(self, other: Recovered) -> Recovered:
+        both = [(one.places, one.entries, one.last_used_s) for one in (self, other)]
+        return Recovered.joined(both)
 
 
 class BlockStore:
@@ -76,6 +100,11 @@ class BlockStore:
             raise InvalidRequest(
                 f"block_nbytes={spec.block_nbytes} does not fit into host.nbytes={self.near_capacity}"
             )
+        if isinstance(self.far, DurableTier) and spec.block_nbytes > self.far.block_nbytes_max:
+            raise InvalidRequest(
+                f"block_nbytes={spec.block_nbytes} does not fit into a segment of the {self.far_name} tier, "
+                f"{self.far.block_nbytes_max} bytes; set disk.segment_nbytes"
+            )
         with self.lock:
             number = self._numbers.get(spec.title)
             if number is not None and self._specs[number] != spec:
@@ -109,40 +138,34 @@ class BlockStore:
         self.index.set_namespace(number, slot, spec.shards)
 
     def _recover(self, far: DurableTier) -> None:
-        """Bring back what an earlier run left: namespaces, then blocks, parents before children."""
+        """Bring back what an earlier run left: namespaces, blocks (parents before children), their order."""
         for number, text in far.namespaces().items():
             self._adopt_spec(number, NamespaceSpec.from_text(text))
-        rest = [(places, entries) for places, entries in far.recover()]
-        live: list[tuple[Any, Any]] = []
-        while rest:
-            later = []
-            for places, entries in rest:
-                ids = self._adopt(places, entries)
-                taken = ids != core.NONE
-                if taken.any():
-                    live.append((places[taken], entries["nbytes"][taken]))
-                if not taken.all():
-                    later.append((places[~taken], entries[~taken]))
-            if sum(len(places) for places, _ in later) == sum(len(places) for places, _ in rest):
-                break  # no parent of these came back
-            rest = later
-        places = np.concatenate([one for one, _ in live]) if live else np.empty(0, dtype=np.uint32)
-        sizes = np.concatenate([one for _, one in live]) if live else np.empty(0, dtype=np.uint32)
-        far.adopt(places, sizes)
+        recovered = list(far.recover())
+        rest = Recovered.joined(recovered)
+        live = Recovered.joined([])
+        ids: Ids = np.empty(0, dtype=np.uint32)
+        while len(rest.places):
+            given = self._adopt(rest)
+            taken = given != core.NONE
+            if not taken.any():
+                break  # the parents of these did not come back
+            live, ids = live.plus(rest.only(taken)), np.concatenate([ids, given[taken]])
+            rest = rest.only(~taken)
+        far.adopt(live.places, np.ascontiguousarray(live.entries["nbytes"]))
+        # Least recently used first; of blocks used in the same second, children (adopted later) before parents.
+        order = np.lexsort((-np.arange(len(ids)), live.last_used_s))
+        self.index.reorder_far(ids[order])
 
-    def _adopt(self, places: Any, entries: Any) -> Ids:
-        known = np.array([self._fits(int(ns), int(nbytes)) for ns, nbytes in entries[["namespace", "nbytes"]]])
-        ids: Ids = np.full(len(entries), core.NONE, dtype=np.uint32)
-        if known.any():
-            rows = entries[known]
-            columns = (rows[name] for name in ("key", "parent", "namespace"))
-            keys, parents, namespaces = (np.ascontiguousarray(column) for column in columns)
-            checksums = np.ascontiguousarray(rows["checksum"])
-            ids[known] = self.index.adopt(keys, parents, namespaces, places[known], checksums)
+    def _adopt(self, found: Recovered) -> Ids:
+        fit = np.zeros(len(found.places), dtype=np.bool_)
+        for number, spec in self._specs.items():
+            fit |= (found.entries["namespace"] == number) & (found.entries["nbytes"] == spec.block_nbytes)
+        ids: Ids = np.full(len(found.places), core.NONE, dtype=np.uint32)
+        rows = found.entries[fit]
+        columns = (np.ascontiguousarray(rows[name]) for name in ("key", "parent", "namespace"))
+        ids[fit] = self.index.adopt(*columns, found.places[fit], np.ascontiguousarray(rows["checksum"]))
         return ids
-
-    def _fits(self, ns: int, nbytes: int) -> bool:
-        return ns in self._specs and self._specs[ns].block_nbytes == nbytes
 
     # ---- what Namespace asks for; caller holds the lock unless it says otherwise ----
 

@@ -22,10 +22,8 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from kvstore.errors import InvalidRequest
-
 PLACE_NBYTES = 4096
-BLOCK_NBYTES_MAX = 1 << 30
+BLOCK_NBYTES_MAX = 1 << 30  # of any tier; one may have a lower limit of its own
 
 Places = NDArray[np.uint32]
 Outcomes = NDArray[np.uint8]
@@ -121,25 +119,16 @@ class DurableTier(Tier, Protocol):
     def remember_namespace(self, number: int, text: str) -> None:
         """Durable with the next flush, and before any block of it."""
 
-    def recover(self) -> Iterator[tuple[Places, Entries]]:
-        """What an earlier run left, in write order. Once, before anything else is asked of the tier."""
+    def recover(self) -> Iterator[tuple[Places, Entries, NDArray[np.uint32]]]:
+        """What an earlier run left, in write order: places, entries, and when each was last used (unix seconds).
+        Once, before anything else is asked of the tier."""
+
+    @property
+    def block_nbytes_max(self) -> int:
+        """No larger block can be allocated."""
 
     def adopt(self, places: Places, nbytes: NDArray[np.uint32]) -> None:
         """Which recovered blocks live on; the space of all others is free. Once, after recover."""
-
-
-def check_size(nbytes: int, num_blocks: int) -> None:
-    """InvalidRequest unless these can be the size and number of some blocks."""
-    if not 1 <= nbytes <= BLOCK_NBYTES_MAX:
-        raise InvalidRequest(f"nbytes={nbytes} of a block is not between 1 and {BLOCK_NBYTES_MAX}")
-    if num_blocks < 0:
-        raise InvalidRequest(f"num_blocks={num_blocks} is negative")
-
-
-def check_batch(places: Places, buffers: Sequence[Buffer], rows: NDArray[Any]) -> None:
-    """InvalidRequest unless a batch has one buffer and one row (entry or checksum) per place."""
-    if not len(places) == len(buffers) == len(rows):
-        raise InvalidRequest(f"{len(places)} places with {len(buffers)} buffers and {len(rows)} entries or checksums")
 
 
 def outcome_before(closed: bool, deadline_us: int | None) -> Outcome | None:

@@ -9,9 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvstore.errors import InvalidRequest
-from kvstore.tiers.base import ENTRY, PLACE_NBYTES, Buffer, Entries, Places
+from kvstore.tiers.base import BLOCK_NBYTES_MAX, ENTRY, PLACE_NBYTES, Buffer, Entries, Places
 
 PLACE = np.dtype(np.uint32)
+
+
+def check_size(nbytes: int, num_blocks: int) -> None:
+    """The size and number of some blocks."""
+    if not 1 <= nbytes <= BLOCK_NBYTES_MAX or num_blocks < 0:
+        allowed = f"1 to {BLOCK_NBYTES_MAX} bytes, 0 blocks or more"
+        raise InvalidRequest(f"nbytes={nbytes}, num_blocks={num_blocks}; allowed: {allowed}")
 
 
 def check_places(places: Places) -> None:

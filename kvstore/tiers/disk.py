@@ -276,17 +276,17 @@ class DiskTier:
                 rows["last_used_s"] = last_used_s[positions]
                 self._journal.add(Use(segment, rows))
 
-    def remember_namespace(self, namespace: int, text: str) -> None:
+    def remember_namespace(self, number: int, text: str) -> None:
         """Keep `text` under the number that entries carry; durable before any block written after this
         call."""
-        if not 0 <= namespace < 1 << 32:
-            raise InvalidRequest(f"namespace={namespace}; allowed: from 0 to {(1 << 32) - 1}")
+        if not 0 <= number < 1 << 32:
+            raise InvalidRequest(f"number={number}; allowed: from 0 to {(1 << 32) - 1}")
         if len(text.encode()) > NAMESPACE_TEXT_NBYTES_MAX:
             raise LimitExceeded(f"namespace text has more than {NAMESPACE_TEXT_NBYTES_MAX} bytes")
         with self._lock:
             if not self._closed:
-                self._names[namespace] = text
-                self._journal.add(Name(namespace, text))
+                self._names[number] = text
+                self._journal.add(Name(number, text))
 
     def namespaces(self) -> dict[int, str]:
         with self._lock:

@@ -17,10 +17,10 @@ from kvstore.tiers.base import (
     Outcomes,
     Places,
     Usage,
-    check_batch,
     done,
     outcome_before,
 )
+from kvstore.tiers.checks import check_batch, check_entries, pages_of_buffers
 
 
 class HostTier:
@@ -44,7 +44,9 @@ class HostTier:
         self, places: Places, entries: Entries, buffers: Sequence[Buffer], deadline_us: int | None = None
     ) -> Future[Outcomes]:
         """Copy buffers into their slots."""
-        check_batch(places, buffers, entries)
+        pages_of_buffers(buffers, writable=False)
+        check_batch(places, buffers)
+        check_entries(entries, len(places))
         refused = outcome_before(self._closed, deadline_us)
         if refused is not None:
             return done(np.full(len(places), refused, dtype=np.uint8))
@@ -64,7 +66,9 @@ class HostTier:
         deadline_us: int | None = None,
     ) -> Future[Outcomes]:
         """Copy slots out and verify."""
-        check_batch(places, buffers, checksums)
+        pages_of_buffers(buffers, writable=True)
+        check_batch(places, buffers)
+        check_batch(checksums, buffers, name="checksums", dtype=np.dtype(np.uint64))
         refused = outcome_before(self._closed, deadline_us)
         if refused is not None:
             return done(np.full(len(places), refused, dtype=np.uint8))

@@ -19,11 +19,10 @@ from kvstore.tiers.base import (
     Outcomes,
     Places,
     Usage,
-    check_batch,
-    check_size,
     done,
     outcome_before,
 )
+from kvstore.tiers.checks import check_batch, check_entries, check_size, pages_of_buffers
 
 
 def _rounded(nbytes: int) -> int:
@@ -75,7 +74,9 @@ class MemoryTier:
         self, places: Places, entries: Entries, buffers: Sequence[Buffer], deadline_us: int | None = None
     ) -> Future[Outcomes]:
         """Keep a copy of each buffer."""
-        check_batch(places, buffers, entries)
+        pages_of_buffers(buffers, writable=False)
+        check_batch(places, buffers)
+        check_entries(entries, len(places))
         refused = outcome_before(self._closed, deadline_us)
         if refused is not None:
             return done(np.full(len(places), refused, dtype=np.uint8))
@@ -94,7 +95,9 @@ class MemoryTier:
         deadline_us: int | None = None,
     ) -> Future[Outcomes]:
         """Copy blocks out and verify; a place that was never written is corrupt."""
-        check_batch(places, buffers, checksums)
+        pages_of_buffers(buffers, writable=True)
+        check_batch(places, buffers)
+        check_batch(checksums, buffers, name="checksums", dtype=np.dtype(np.uint64))
         refused = outcome_before(self._closed, deadline_us)
         if refused is not None:
             return done(np.full(len(places), refused, dtype=np.uint8))

@@ -35,9 +35,7 @@ cdef extern from "index.h" nogil:
         uint64_t near_nbytes, far_nbytes, writing_nbytes
         uint64_t evicted_near, evicted_far, dropped_unwritten, spared
     ctypedef struct kv_table
-    ctypedef struct kv_policy:
-        const char *name
-        void access(kv_index *index, uint32_t deepest) noexcept
+    ctypedef struct kv_policy
     ctypedef struct kv_index:
         kv_record *records
         kv_links *links
@@ -75,6 +73,12 @@ cdef extern from "index.h" nogil:
     uint64_t kv_record_word(const kv_record *record)
     uint32_t kv_record_place(const kv_record *record)
     void kv_record_key(const kv_record *record, uint8_t *key)
+
+cdef extern from "policy.h" nogil:
+    ctypedef struct kv_policy:
+        const char *name
+        void access(kv_index *index, uint32_t deepest) noexcept
+        void demoted(kv_index *index, uint32_t id) noexcept
 
 cdef extern from "lease.h" nogil:
     enum: KV_GROUP

@@ -351,6 +351,13 @@ cdef class Index:
                                     checksums[i])
         return out
 
+    def reorder_far(self, ids):
+        """List blocks that are only far anew, the coldest first."""
+        cdef uint32_t[::1] view = self._ids(ids)
+        cdef Py_ssize_t i
+        for i in range(view.shape[0]):
+            self._index.policy.demoted(&self._index, view[i])
+
     # ---- making room ----
 
     cdef object _take_freed(self):
