@@ -30,8 +30,14 @@ class Build(build_ext):
         target = Path() if self.inplace or self.editable_mode else Path(self.build_lib)
         target.mkdir(parents=True, exist_ok=True)
         for proto in sorted(Path("protos").rglob("*.proto")):
-            arguments = ["protoc", "-Iprotos", f"--python_out={target}", f"--pyi_out={target}",
-                         f"--grpc_python_out={target}", str(proto)]
+            arguments = [
+                "protoc",
+                "-Iprotos",
+                f"--python_out={target}",
+                f"--pyi_out={target}",
+                f"--grpc_python_out={target}",
+                str(proto),
+            ]
             if protoc.main(arguments) != 0:
                 raise SystemExit(f"protoc failed on {proto}")
         super().run()
@@ -55,7 +61,15 @@ def extensions() -> list[Extension]:
 
 setup(
     cmdclass={"build_ext": Build},
-    ext_modules=cythonize(extensions(), include_path=["csrc"], language_level=3,
-                          compiler_directives={"freethreading_compatible": True, "boundscheck": False,
-                                               "wraparound": False, "embedsignature": True}),
+    ext_modules=cythonize(
+        extensions(),
+        include_path=["csrc"],
+        language_level=3,
+        compiler_directives={
+            "freethreading_compatible": True,
+            "boundscheck": False,
+            "wraparound": False,
+            "embedsignature": True,
+        },
+    ),
 )

@@ -82,7 +82,7 @@ class Carry:
         mover.rotten(rotten)
         self._ids, self._old = self._ids[good], self._old[good]
         self._buffers = [buffer for buffer, keep in zip(self._buffers, good, strict=True) if keep]
-        new = self._far.allocate(nbytes, len(self._ids))
+        new = self._far.allocate(nbytes, len(self._ids), moving=True)
         lost = self._ids[len(new) :]
         if len(lost):
             self._release(lost)

@@ -47,9 +47,7 @@ NBYTES_PER_ENTRY = 64 * KIB  # entries_max = 0 expects blocks of this size or la
 PREFIX = "KVSTORE_"
 # Not settings, though they begin alike: the switch of the sanitizer build, and what container runtimes set
 # for a service that somebody named kvstore (KVSTORE_SERVICE_HOST, KVSTORE_PORT_7070_TCP_ADDR).
-FOREIGN = re.compile(
-    r"KVSTORE_(SANITIZE|(.+_)?(SERVICE_HOST|SERVICE_PORT(_.+)?|PORT(_\d+_(TCP|UDP)(_.+)?)?))"
-)
+FOREIGN = re.compile(r"KVSTORE_(SANITIZE|(.+_)?(SERVICE_HOST|SERVICE_PORT(_.+)?|PORT(_\d+_(TCP|UDP)(_.+)?)?))")
 
 
 class _Section(BaseModel):
@@ -102,9 +100,7 @@ class Disk(_Section):
         le=SEGMENT_NBYTES_MAX,
         description="Size of one segment, a multiple of 4 KiB; 0 chooses it from the tier's size.",
     )
-    io_threads: int = Field(
-        default=4, ge=1, le=64, description="Threads that read and write where io_uring is absent."
-    )
+    io_threads: int = Field(default=4, ge=1, le=64, description="Threads that read and write where io_uring is absent.")
 
     @field_validator("path", mode="before")
     @classmethod
@@ -321,9 +317,7 @@ def _problem(details: ErrorDetails, origins: Mapping[str, str]) -> str:
         return f"{given}: must be a section with any of {', '.join(names)}"
     close = difflib.get_close_matches(key, fields, n=1)
     hint = f"did you mean {close[0]}? " if close else ""
-    where = (
-        f"{section} has {', '.join(names)}" if names else f"the sections are {', '.join(Config.model_fields)}"
-    )
+    where = f"{section} has {', '.join(names)}" if names else f"the sections are {', '.join(Config.model_fields)}"
     return f"{given}: no such setting; {hint}{where}"
 
 

@@ -54,22 +54,20 @@ def _move(
         theirs = _array_addresses(other, len(places), nbytes, writable=not into_arena)
         _copy(base, theirs, nbytes, into_arena=into_arena)
         return
-    for tensor, piece_nbytes, start in _pieces(other, layout, nbytes, block_ids, len(places)):
+    if block_ids is None or len(block_ids) != len(places):
+        given = "none" if block_ids is None else len(block_ids)
+        raise InvalidRequest(f"block_ids must name one tensor row for each of {len(places)} blocks, not {given}")
+    for tensor, piece_nbytes, start in _pieces(other, layout, nbytes):
         theirs = transfer.strided_addresses(tensor, block_ids, piece_nbytes, writable=not into_arena)
         _copy(base + np.uint64(start), theirs, piece_nbytes, into_arena=into_arena)
 
 
-def _pieces(
-    tensors: Sequence[Any], layout: BlockLayout, nbytes: int, block_ids: BlockIds | None, num_blocks: int
-) -> list[tuple[Any, int, int]]:
+def _pieces(tensors: Sequence[Any], layout: BlockLayout, nbytes: int) -> list[tuple[Any, int, int]]:
     """(tensor, bytes of a piece, where it starts in the block), checked whole before anything moves."""
     if layout.block_nbytes != nbytes:
         raise InvalidRequest(f"the layout's pieces make {layout.block_nbytes} bytes, a block has {nbytes}")
     if not isinstance(tensors, (list, tuple)) or len(tensors) != len(layout.pieces):
         raise InvalidRequest(f"the layout has {len(layout.pieces)} pieces: as many tensors are needed")
-    if block_ids is None or len(block_ids) != num_blocks:
-        given = "none" if block_ids is None else len(block_ids)
-        raise InvalidRequest(f"block_ids must name one tensor row for each of {num_blocks} blocks, not {given}")
     starts = np.concatenate([[0], np.cumsum(layout.pieces)[:-1]])
     return [(tensor, piece, int(start)) for tensor, piece, start in zip(tensors, layout.pieces, starts, strict=True)]
 

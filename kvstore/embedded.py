@@ -20,6 +20,7 @@ from kvstore.tiers.host import HostTier
 
 log = logging.getLogger("kvstore")
 
+
 class EmbeddedStore(BlockStore):
     """A BlockStore that owns its tiers, its mover's thread and, without a configured path, its disk folder."""
 

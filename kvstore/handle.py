@@ -234,8 +234,8 @@ class Namespace:
     ) -> PutResult:
         """Store the blocks of the chain `keys` from position `start` on; what is there already is not copied.
 
-        `blocks`: array (len(keys) - start, part_nbytes), a list of as many buffers, or, with a `layout`, tensors and the
-        `block_ids` of their rows. Errors: InvalidRequest for wrong shapes; nothing is stored then.
+        `blocks`: array (len(keys) - start, part_nbytes), a list of as many buffers, or, with a `layout`, tensors and
+        the `block_ids` of their rows. Errors: InvalidRequest for wrong shapes; nothing is stored then.
         """
         if not 0 <= start <= len(keys):
             raise InvalidRequest(f"start={start} is not between 0 and the number of keys, {len(keys)}")
@@ -296,7 +296,7 @@ class Namespace:
                 reason = core.EVICTED
             when = f" {max(0, self._store.clock.time_s() - time_s)} s ago" if reason != core.NEVER else ""
             return REASONS[reason].format(policy=self._store.policy_name) + when
-        near, far, *_ = self._index.describe(np.array([block_id], dtype=np.uint32))
+        near, *_ = self._index.describe(np.array([block_id], dtype=np.uint32))
         if int(self._index.words(np.array([block_id], dtype=np.uint32))[0]) & 0xFF == core.WRITING:
             return "being written"
         return self._store.near.name if near[0] != core.NONE else self._store.far_name

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 class Lease:
     """The longest prefix of some keys that is readable now; use it in a `with`, or call `release`.
 
-    `num_blocks` leading blocks are readable, `num_promoted` of them were read from a farther tier for it; `pending` more are stored farther away and not here yet (`load_us`: when
-    they may be). While the lease lives none of them is evicted. Views that are still in use when it is released keep
+    `num_blocks` leading blocks are readable, `num_promoted` of them were read from a farther tier for it; `pending`
+    more are stored farther away and not here yet (`load_us`: when they may be). While the lease lives none of them is
+    evicted. Views that are still in use when it is released keep
     it alive: a block is never overwritten while somebody can see it.
     """
 

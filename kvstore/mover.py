@@ -7,7 +7,9 @@ when a tier finishes something; the simulator steps by hand.
 
 from __future__ import annotations
 
+import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -24,6 +26,8 @@ from kvstore.carry import Carry
 from kvstore.clock import Clock
 from kvstore.tiers.base import ENTRY, PLACE_NBYTES, Entries, Outcome, Outcomes, Places, Tier
 from kvstore.tiers.host import HostTier
+
+log = logging.getLogger("kvstore")
 
 TICK_S = 0.05  # the thread looks at budgets, expiries and broken tiers at least this often
 NEAR, FAR = 0, 1
@@ -93,7 +97,7 @@ class Mover:
         self.chore: Callable[[], None] = lambda: None  # the store's own: expiry, abandoned reservations
         self.write_bandwidth, self.read_bandwidth = policy.Bandwidth(), policy.Bandwidth()
         self.promoted_blocks = self.written_blocks = self.corrupt_blocks = 0
-        self.failed_writes = self.failed_reads = self.skipped_writes = self.carried_blocks = 0
+        self.defects = self.failed_writes = self.failed_reads = self.skipped_writes = self.carried_blocks = 0
 
     # ---- room ----
 
@@ -241,6 +245,7 @@ class Mover:
                     return
                 ids = ids[: len(places)]
             self._write(ids, ns, places, now_us)
+            self._start_carry(ns)
 
     def entries(self, ids: Ids, ns: int) -> Entries:
         """What the far tier has to know of blocks (tiers.base.ENTRY)."""
@@ -397,8 +402,13 @@ class Mover:
         while not self._stopping:
             self._wake.wait(TICK_S)
             self._wake.clear()
-            with self.lock:
-                self.step()
+            try:
+                with self.lock:
+                    self.step()
+            except Exception:  # a defect: say so, and go on serving what is in memory
+                self.defects += 1
+                log.exception("a step of the mover failed")
+                time.sleep(TICK_S)
 
     def stop(self) -> None:
         """End the thread; what is under way stays so."""
@@ -420,6 +430,11 @@ class Mover:
                 return False
             self.clock.wait(progress, left)
 
+    @property
+    def num_views(self) -> int:
+        """Views of near blocks that transfers under way hold."""
+        return sum(len(transfer.ids) for transfer in (*self._writes, *self._reads))
+
     def stats(self) -> dict[str, Any]:
         """Counters of all movement."""
         return {
@@ -433,9 +448,9 @@ class Mover:
             "failed_writes": self.failed_writes,
             "failed_reads": self.failed_reads,
             "corrupt_blocks": self.corrupt_blocks,
+            "defects": self.defects,
             "write_nbytes": self.write_bandwidth.total_nbytes,
             "write_nbytes_per_s": self.write_bandwidth.nbytes_per_s,
             "read_nbytes": self.read_bandwidth.total_nbytes,
             "read_nbytes_per_s": self.read_bandwidth.nbytes_per_s,
         }
-

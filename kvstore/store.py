@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from dataclasses import dataclass
 from types import TracebackType
@@ -97,9 +96,7 @@ class BlockStore:
             raise InvalidRequest(f"namespace wants a NamespaceSpec, not {type(spec).__name__}")
         self.check_open()
         if slot_nbytes(spec.block_nbytes) > self.near_capacity:
-            raise InvalidRequest(
-                f"block_nbytes={spec.block_nbytes} does not fit into host.nbytes={self.near_capacity}"
-            )
+            raise InvalidRequest(f"block_nbytes={spec.block_nbytes} does not fit into host.nbytes={self.near_capacity}")
         if isinstance(self.far, DurableTier) and spec.block_nbytes > self.far.block_nbytes_max:
             raise InvalidRequest(
                 f"block_nbytes={spec.block_nbytes} does not fit into a segment of the {self.far_name} tier, "
@@ -163,8 +160,10 @@ class BlockStore:
             fit |= (found.entries["namespace"] == number) & (found.entries["nbytes"] == spec.block_nbytes)
         ids: Ids = np.full(len(found.places), core.NONE, dtype=np.uint32)
         rows = found.entries[fit]
-        columns = (np.ascontiguousarray(rows[name]) for name in ("key", "parent", "namespace"))
-        ids[fit] = self.index.adopt(*columns, found.places[fit], np.ascontiguousarray(rows["checksum"]))
+        key, parent, namespace, checksum = (
+            np.ascontiguousarray(rows[name]) for name in ("key", "parent", "namespace", "checksum")
+        )
+        ids[fit] = self.index.adopt(key, parent, namespace, found.places[fit], checksum)
         return ids
 
     # ---- what Namespace asks for; caller holds the lock unless it says otherwise ----
@@ -283,7 +282,10 @@ class BlockStore:
         """
         if not self._open:
             return
-        self.near.arena.require_unused()
+        with self.lock:
+            in_use = self.near.arena.exports - self.mover.num_views
+            if in_use > 0:
+                raise Unavailable(f"{in_use} views of blocks are still in use; release them before closing the store")
         if isinstance(self.far, DurableTier) and flush_ms > 0:
             self.flush(flush_ms)
         self._open = False

@@ -84,7 +84,7 @@ def chat_requests(seed: int, num_requests: int, chat: Chat | None = None) -> Ite
     conversations: dict[int, int] = {}  # of each user, the one under way
     num_conversations = 0
     for _ in range(num_requests):
-        arrival_ms, user, turn, turns = heap[0]
+        _, user, turn, turns = heap[0]
         if turn.turn == 0:
             conversations[user] = num_conversations
             num_conversations += 1
@@ -155,9 +155,7 @@ def check_payloads(keys: Bytes, blocks: Bytes) -> NDArray[np.bool_]:
     whole, rest = _pages(keys, blocks)
     num_blocks, num_whole = whole.shape[:2]
     masks = _masks(keys, -(-blocks.shape[1] // PAGE_NBYTES))
-    good = (
-        (rest == _rest(masks, rest.shape[1])).all(axis=1) if rest.shape[1] else np.ones(num_blocks, np.bool_)
-    )
+    good = (rest == _rest(masks, rest.shape[1])).all(axis=1) if rest.shape[1] else np.ones(num_blocks, np.bool_)
     step_pages = min(max(num_whole, 1), PIECE_PAGES)
     step_blocks = PIECE_PAGES // step_pages
     room = np.empty((step_blocks, step_pages, PAGE_WORDS), np.uint64)

@@ -1,10 +1,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-from typing_extensions import Buffer
-
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import Buffer
 
 HASH_WIDTH_MAX: int
 LANES: tuple[str, ...]

@@ -49,8 +49,8 @@ def command(
 ) -> int:
     """Play TRACE through a store and report hits, latency and bandwidth.
 
-    Each request leases the stored prefix of its blocks, reads it, and puts the rest. TRACE is JSON lines, plain or gzip:
-    timestamp (ms), input_length, output_length (tokens), hash_ids (chained, one per 512 tokens).
+    Each request leases the stored prefix of its blocks, reads it, and puts the rest. TRACE is JSON lines, plain or
+    gzip: timestamp (ms), input_length, output_length (tokens), hash_ids (chained, one per 512 tokens).
     """
     requests = list(read_trace(trace))
     requests = requests[:num_requests] if num_requests else requests

@@ -74,8 +74,9 @@ class Tier(Protocol):
 
     name: str
 
-    def allocate(self, nbytes: int, num_blocks: int) -> Places:
-        """Up to `num_blocks` places for blocks of `nbytes`; fewer (also none) when full or not healthy."""
+    def allocate(self, nbytes: int, num_blocks: int, *, moving: bool = False) -> Places:
+        """Up to `num_blocks` places for blocks of `nbytes`; fewer (also none) when full or not healthy. `moving`: for
+        blocks that leave a range which `vacate` named; they may use what the tier keeps back for that."""
 
     def free(self, places: Places, nbytes: int, *, forget: bool = False) -> None:
         """Give back places of blocks of `nbytes`. `forget`: a durable tier must not bring them back at restart."""

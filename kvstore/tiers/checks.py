@@ -27,9 +27,7 @@ def check_places(places: Places) -> None:
         raise InvalidRequest(f"places is {described(places)}; allowed: a vector of uint32")
 
 
-def check_batch(
-    values: NDArray[Any], others: Sized, *, name: str = "places", dtype: np.dtype[Any] = PLACE
-) -> None:
+def check_batch(values: NDArray[Any], others: Sized, *, name: str = "places", dtype: np.dtype[Any] = PLACE) -> None:
     """A vector of `dtype` with one element for each of `others`."""
     if not isinstance(values, np.ndarray) or values.dtype != dtype or values.ndim != 1:
         raise InvalidRequest(f"{name} is {described(values)}; allowed: a vector of {dtype}")
@@ -44,9 +42,7 @@ def check_entries(entries: Entries, num_blocks: int) -> None:
         raise InvalidRequest("entries is read-only; allowed: a writable vector, its checksums are filled in")
 
 
-def pages_of_buffers(
-    buffers: Sequence[Buffer], *, writable: bool
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def pages_of_buffers(buffers: Sequence[Buffer], *, writable: bool) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """How many PLACE_NBYTES units and how many bytes each buffer takes."""
     nbytes = np.empty(len(buffers), dtype=np.int64)
     for number, buffer in enumerate(buffers):

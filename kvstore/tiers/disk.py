@@ -81,9 +81,7 @@ class DiskTier:
         self._writing: set[Future[Outcomes]] = set()
         self._write_breaker, self._read_breaker = Breaker(), Breaker()
         self._manifest_reason = ""
-        self.num_dropped = (
-            0  # entries and rows of the manifest that could not be used, since the tier was opened
-        )
+        self.num_dropped = 0  # entries and rows of the manifest that could not be used, since the tier was opened
         self._folder = DiskFolder(Path(path).absolute(), NUM_SEGMENTS_MIN * geometry.segment_nbytes)
         try:
             self._load(capacity_nbytes, segment_nbytes)
@@ -102,18 +100,16 @@ class DiskTier:
         """No larger block can be allocated."""
         return self._geometry.segment_nbytes
 
-    def allocate(self, nbytes: int, num_blocks: int) -> Places:
+    def allocate(self, nbytes: int, num_blocks: int, *, moving: bool = False) -> Places:
         """As the contract says. Errors: InvalidRequest; LimitExceeded above block_nbytes_max."""
         if nbytes < 1 or num_blocks < 0:
-            raise InvalidRequest(
-                f"nbytes={nbytes}, num_blocks={num_blocks}; allowed: at least 1 byte, 0 blocks"
-            )
+            raise InvalidRequest(f"nbytes={nbytes}, num_blocks={num_blocks}; allowed: at least 1 byte, 0 blocks")
         if nbytes > self.block_nbytes_max:
             raise LimitExceeded(f"nbytes={nbytes}; the disk tier's largest block is {self.block_nbytes_max}")
         with self._lock:
             if self._reason():
                 return np.empty(0, dtype=np.uint32)
-            places = self._table.allocate(nbytes, num_blocks)
+            places = self._table.allocate(nbytes, num_blocks, moving=moving)
             self._clean()
             self._preparer.look()
         return places
@@ -176,9 +172,7 @@ class DiskTier:
         outside |= places % PLACES_PER_SEGMENT + pages > self._geometry.pages_per_segment
         if outside.any():
             bad = int(np.flatnonzero(outside)[0])
-            raise InvalidRequest(
-                f"places[{bad}]={places[bad]} with {pages[bad]} pages; allowed: inside one segment"
-            )
+            raise InvalidRequest(f"places[{bad}]={places[bad]} with {pages[bad]} pages; allowed: inside one segment")
         with self._lock:
             if self._closed or len(places) == 0:
                 return done(np.full(len(places), Outcome.CLOSED, dtype=np.uint8))
@@ -322,13 +316,9 @@ class DiskTier:
         holding = self._manifest.segments()
         lost = [segment for segment in holding if segment not in written]
         if lost:
-            self.num_dropped += sum(
-                len(row.entries) for segment in lost for row in self._manifest.rows(segment)[0]
-            )
+            self.num_dropped += sum(len(row.entries) for segment in lost for row in self._manifest.rows(segment)[0])
             self._manifest.apply([Clean(segment) for segment in lost])
-            log.warning(
-                "%s: %d segments have no usable file; their blocks are gone", self._folder.path, len(lost)
-            )
+            log.warning("%s: %d segments have no usable file; their blocks are gone", self._folder.path, len(lost))
         self._files.remove_others(written)
         recovered = [segment for segment in holding if segment in written]
         self._table = SegmentTable(self._geometry, written, recovered, self._manifest.seq)
@@ -373,9 +363,7 @@ class DiskTier:
         entries["checksum"] = part.checksums
         with self._lock:
             for segment, positions in by_segment(places):
-                living = self._table.end_write(
-                    segment, places[positions] % PLACES_PER_SEGMENT, pages[positions]
-                )
+                living = self._table.end_write(segment, places[positions] % PLACES_PER_SEGMENT, pages[positions])
                 if segment in part.refused:
                     if part.errnos[positions].max() in NO_ROOM_ERRNOS:
                         self._table.refuse_absent(segment)

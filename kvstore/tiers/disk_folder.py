@@ -28,9 +28,7 @@ class DiskFolder:
         self._lock_descriptor = -1
         nearest = nearest_existing(path)
         if not nearest.is_dir():
-            raise ConfigInvalid(
-                f"disk path {path}: {nearest} is a file; allowed: a folder, or a name for a new one"
-            )
+            raise ConfigInvalid(f"disk path {path}: {nearest} is a file; allowed: a folder, or a name for a new one")
         self._made = [folder for folder in [path, *path.parents] if not folder.exists()]
         self._made_names = [name for name in NAMES if not (path / name).exists()]
         try:
@@ -41,9 +39,7 @@ class DiskFolder:
             self.manifest.mkdir(exist_ok=True)
         except OSError as error:
             self.abandon()
-            raise Unavailable(
-                f"disk path {path} cannot be used: {error.strerror}: {error.filename}"
-            ) from error
+            raise Unavailable(f"disk path {path} cannot be used: {error.strerror}: {error.filename}") from error
         except Unavailable:
             self._made_names = []  # they belong to the owner
             self.abandon()

@@ -32,7 +32,7 @@ class HostTier:
         self.arena = Arena(capacity_nbytes, shared=shared, base_pages=base_pages)
         self._closed = False
 
-    def allocate(self, nbytes: int, num_blocks: int) -> Places:
+    def allocate(self, nbytes: int, num_blocks: int, *, moving: bool = False) -> Places:
         """Places in the arena; fewer when it is full."""
         return self.arena.allocate(nbytes, num_blocks)
 

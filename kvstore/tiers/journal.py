@@ -130,9 +130,7 @@ class Journal:
                 lost.add(segment)
                 reason = f"sync of segment {segment}: {error.strerror}"
         if lost:
-            changes[:] = [
-                change for change in changes if not (isinstance(change, Put) and change.segment in lost)
-            ]
+            changes[:] = [change for change in changes if not (isinstance(change, Put) and change.segment in lost)]
             log.error("%s: blocks just written there are lost at restart", reason)
         return reason
 

@@ -181,10 +181,8 @@ class Manifest:
         """All of `changes`, in this order, in one durable transaction. Errors: ManifestError, and nothing is
         done."""
         with self._transaction() as txn:
-            seq = U64.unpack(txn.get(b"seq", db=self._meta))[0]
-            waiting: dict[
-                int, list[Put]
-            ] = {}  # one row per segment and transaction, if nothing comes between
+            seq = U64.unpack(bytes(txn.get(b"seq", db=self._meta) or bytes(U64.size)))[0]
+            waiting: dict[int, list[Put]] = {}  # one row per segment and transaction, if nothing comes between
             for change in changes:
                 match change:
                     case Put(segment):
@@ -278,9 +276,7 @@ class Manifest:
     def _merge_uses(self, txn: lmdb.Transaction, segment: int, rows: NDArray[Any]) -> None:
         key = SEGMENT_KEY.pack(segment)
         old = txn.get(key, db=self._usage) or b""
-        both = np.concatenate(
-            [rows, np.frombuffer(old[: len(old) // USE.itemsize * USE.itemsize], dtype=USE)]
-        )
+        both = np.concatenate([rows, np.frombuffer(old[: len(old) // USE.itemsize * USE.itemsize], dtype=USE)])
         _, first = np.unique(both["offset"], return_index=True)  # of two for one offset the new one is first
         txn.put(key, both[first].tobytes(), db=self._usage)
 

@@ -43,7 +43,7 @@ class MemoryTier:
         self._closed = False
         self._lock = threading.Lock()
 
-    def allocate(self, nbytes: int, num_blocks: int) -> Places:
+    def allocate(self, nbytes: int, num_blocks: int, *, moving: bool = False) -> Places:
         """Numbers not in use, as many as the capacity allows."""
         check_size(nbytes, num_blocks)
         fit = 0 if self._closed else (self._capacity_nbytes - self._used_nbytes) // _rounded(nbytes)

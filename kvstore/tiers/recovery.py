@@ -12,8 +12,8 @@ from kvstore.tiers.manifest import Row
 
 
 def surviving_entries(rows: list[Row], pages_per_segment: int) -> tuple[Entries, int]:
-    """The entries of `rows` in the order of their places that lie inside the segment and touch no other, and how many do
-    not.
+    """The entries of `rows`, in the order of their places, that lie inside the segment and touch no other; and how many
+    do not.
 
     Of entries that overlap none is used: a manifest that says two blocks lie in one place is wrong about at
     least one.

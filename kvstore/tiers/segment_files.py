@@ -42,9 +42,7 @@ class SegmentFiles:
         return {
             int(path.stem)
             for path in self._folder.glob("*.seg")
-            if path.stem.isdecimal()
-            and int(path.stem) < num_segments
-            and path.stat().st_size == self._segment_nbytes
+            if path.stem.isdecimal() and int(path.stem) < num_segments and path.stat().st_size == self._segment_nbytes
         }
 
     def remove_others(self, kept: set[int]) -> None:

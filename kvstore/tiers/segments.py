@@ -105,9 +105,7 @@ def capacity_for(num_blocks: int, nbytes: int, segment_nbytes: int | None = None
         if num_segments <= NUM_SEGMENTS_MAX and is_chosen:
             found.append(num_segments * size)
     if not found:
-        raise LimitExceeded(
-            f"no disk tier holds {num_blocks} blocks of {nbytes} bytes in segments of {max(sizes)}"
-        )
+        raise LimitExceeded(f"no disk tier holds {num_blocks} blocks of {nbytes} bytes in segments of {max(sizes)}")
     return min(found)
 
 
@@ -169,9 +167,7 @@ class SegmentTable:
         self._blocks: dict[int, Blocks] = {}
         self._open: int | None = None
         self._num_opened = num_opened  # never goes back, also not at restart
-        self.opening = np.zeros(
-            num_segments, dtype=np.int64
-        )  # a segment's: the value of _num_opened at the time
+        self.opening = np.zeros(num_segments, dtype=np.int64)  # a segment's: the value of _num_opened at the time
         self._tail_pages = 0
         self._to_clean: list[int] = []
         for segment in written:
@@ -194,12 +190,14 @@ class SegmentTable:
         """Segments that can be opened at once without a first write of their file."""
         return len(self._free)
 
-    def allocate(self, nbytes: int, num_blocks: int) -> Places:
+    def allocate(self, nbytes: int, num_blocks: int, *, moving: bool = False) -> Places:
+        """Blocks on the move out of a segment count twice for a while: they may go over the capacity, and only they
+        get the last free segment, so that emptying one can always end."""
         pages = num_pages(nbytes)
         room_nbytes = self.capacity_nbytes - self.used_nbytes
-        wanted = min(num_blocks, max(0, room_nbytes // (pages * PLACE_NBYTES)))
+        wanted = num_blocks if moving else min(num_blocks, max(0, room_nbytes // (pages * PLACE_NBYTES)))
         pieces: list[Places] = []
-        while wanted > 0 and self._open_for(pages):
+        while wanted > 0 and (moving or self._num_openable) and self._open_for(pages, moving):
             assert self._open is not None
             take = min(wanted, (self.geometry.pages_per_segment - self._tail_pages) // pages)
             offsets = self._tail_pages + np.arange(take, dtype=np.uint32) * np.uint32(pages)
@@ -250,9 +248,7 @@ class SegmentTable:
         for segment, _, positions in list(self.locate(places, pages)):
             self._num_writing[segment] += positions.size
 
-    def end_write(
-        self, segment: int, offsets: NDArray[np.uint32], pages: NDArray[np.int64]
-    ) -> NDArray[np.bool_]:
+    def end_write(self, segment: int, offsets: NDArray[np.uint32], pages: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Which of the blocks written still live: their rows are to be made; the others were freed
         meanwhile."""
         self._num_writing[segment] -= offsets.size
@@ -286,11 +282,7 @@ class SegmentTable:
             order = np.argsort(offsets)
             offsets, sizes = offsets[order], pages[positions][order]
             ends = offsets + sizes
-            if (
-                ends[-1] > self.geometry.pages_per_segment
-                or (ends[:-1] > offsets[1:]).any()
-                or sizes.min() < 1
-            ):
+            if ends[-1] > self.geometry.pages_per_segment or (ends[:-1] > offsets[1:]).any() or sizes.min() < 1:
                 raise InvalidRequest(f"blocks of segment {segment} overlap; allowed: entries from recover()")
             found[segment] = Blocks(offsets.astype(np.uint16), (sizes - 1).astype(np.uint16))
         for segment, blocks in found.items():
@@ -336,12 +328,19 @@ class SegmentTable:
         if segment is not None and segment == self._open:
             self._seal()
 
-    def _open_for(self, pages: int) -> bool:
+    @property
+    def _num_openable(self) -> int:
+        """Segments that could be opened now."""
+        return len(self._free) + (len(self._absent) if self.absent_usable else 0)
+
+    def _open_for(self, pages: int, moving: bool) -> bool:
         """Make the open segment one with room for `pages`; false when there is none."""
         if self._open is not None:
             if self._tail_pages + pages <= self.geometry.pages_per_segment:
                 return True
             self._seal()
+        if not moving and self._num_openable < 2:
+            return False
         if self._free:
             self._open = self._free.popleft()
         else:

@@ -19,9 +19,7 @@ def starts_of(gaps: list[int], nbytes: int, offset: int, order: list[int]) -> li
 
 
 @given(data=st.data(), kernel=st.sampled_from(transfer.kernels()), nbytes=sizes, src_gaps=gaps)
-def test_any_batch_copies_like_numpy(
-    data: st.DataObject, kernel: str, nbytes: int, src_gaps: list[int]
-) -> None:
+def test_any_batch_copies_like_numpy(data: st.DataObject, kernel: str, nbytes: int, src_gaps: list[int]) -> None:
     num_pieces = len(src_gaps)
     straight = list(range(num_pieces))
     dst_gaps = data.draw(st.lists(st.sampled_from([0, 0, 3, 64]), min_size=num_pieces, max_size=num_pieces))

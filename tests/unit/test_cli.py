@@ -41,14 +41,10 @@ def group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> click.Command:
     monkeypatch.syspath_prepend(str(tmp_path))
     for name in [name for name in sys.modules if name.startswith("commands_of_test")]:
         monkeypatch.delitem(sys.modules, name)
-    return program(
-        "commands_of_test", {"good": "Do it well.", "broken": "Never imported.", "absent": "No file."}
-    )
+    return program("commands_of_test", {"good": "Do it well.", "broken": "Never imported.", "absent": "No file."})
 
 
-def test_help_lists_what_exists_and_imports_nothing(
-    group: click.Command, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_help_lists_what_exists_and_imports_nothing(group: click.Command, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"], group) == 0
     text = capsys.readouterr().out
     assert "good    Do it well." in text
@@ -57,9 +53,7 @@ def test_help_lists_what_exists_and_imports_nothing(
     assert "commands_of_test.good" not in sys.modules
 
 
-def test_a_subcommand_runs_and_shows_its_example(
-    group: click.Command, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_subcommand_runs_and_shows_its_example(group: click.Command, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["good"], group) == 0
     assert capsys.readouterr().out == "did it\n"
     assert main(["good", "--help"], group) == 0
@@ -104,9 +98,7 @@ def test_version_through_python_m() -> None:
         version = metadata.version("kvstore")
     except metadata.PackageNotFoundError:
         pytest.skip("kvstore is not installed here, only importable")
-    done = subprocess.run(
-        [sys.executable, "-m", "kvstore", "--version"], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-m", "kvstore", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout == f"kvstore, version {version}\n"
 
 

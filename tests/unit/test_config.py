@@ -48,12 +48,8 @@ def test_the_sample_names_every_setting_with_its_default() -> None:
     assert {setting.origin for setting in config.explain()} == {f"file {SAMPLE}"}
 
 
-def test_arguments_beat_the_environment_beats_the_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = write(
-        tmp_path, '[host]\nnbytes = "2 GiB"\nshared = true\n[disk]\nnbytes = "2 GiB"\nio_threads = 2\n'
-    )
+def test_arguments_beat_the_environment_beats_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path, '[host]\nnbytes = "2 GiB"\nshared = true\n[disk]\nnbytes = "2 GiB"\nio_threads = 2\n')
     monkeypatch.setenv("KVSTORE_HOST_NBYTES", "3 GiB")
     monkeypatch.setenv("KVSTORE_DISK_NBYTES", "3 GiB")
     config = Config.load(path, host={"nbytes": "4 GiB"})
@@ -108,12 +104,8 @@ def test_none_means_not_given_and_an_empty_path_is_a_temporary_folder(tmp_path: 
     assert Config(disk={"path": tmp_path}).disk.path == str(tmp_path)
 
 
-def test_every_wrong_key_is_listed_with_value_origin_and_range(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = write(
-        tmp_path, '[host]\nprefault = "soon"\nnbyte = 5\n[hots]\nnbytes = 1\n[index]\nleases_max = 1.5\n'
-    )
+def test_every_wrong_key_is_listed_with_value_origin_and_range(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path, '[host]\nprefault = "soon"\nnbyte = 5\n[hots]\nnbytes = 1\n[index]\nleases_max = 1.5\n')
     monkeypatch.setenv("KVSTORE_DISK_NBYTES", "8 gigs")
     monkeypatch.setenv("KVSTORE_DISK_SEGMENTS", "3")
     monkeypatch.setenv("KVSTORE_FOO_BAR", "4")
@@ -125,15 +117,13 @@ def test_every_wrong_key_is_listed_with_value_origin_and_range(
             f"host.prefault = 'soon' (file {path}): must be one of 'background', 'now', 'off'",
             f"host.nbyte = 5 (file {path}): no such setting; did you mean host.nbytes? "
             "host has nbytes, prefault, shared",
-            f"hots = {{'nbytes': 1}} (file {path}): no such setting; "
-            "the sections are host, disk, index, mover",
+            f"hots = {{'nbytes': 1}} (file {path}): no such setting; the sections are host, disk, index, mover",
             f"index.leases_max = 1.5 (file {path}): must be a whole number from 64 to 1,048,576",
             "disk.nbytes = '8 gigs' (environment KVSTORE_DISK_NBYTES): must be a size from 0 B to 16 TiB, "
             'as a number of bytes or like "8 GiB"',
             "disk.segments = '3' (environment KVSTORE_DISK_SEGMENTS): no such setting; "
             "did you mean disk.segment_nbytes? disk has path, nbytes, segment_nbytes, io_threads",
-            "foo_bar = '4' (environment KVSTORE_FOO_BAR): no such setting; "
-            "the sections are host, disk, index, mover",
+            "foo_bar = '4' (environment KVSTORE_FOO_BAR): no such setting; the sections are host, disk, index, mover",
             "mover.put_wait_ms = -1 (argument): must be a whole number from 0 to 60,000",
         ]
     )
@@ -190,9 +180,7 @@ def test_direct_construction_reads_no_environment(monkeypatch: pytest.MonkeyPatc
 
 def test_a_variable_named_like_a_section_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KVSTORE_HOST", "localhost")
-    assert refusal().startswith(
-        "configuration: host = 'localhost' (environment KVSTORE_HOST): must be a section"
-    )
+    assert refusal().startswith("configuration: host = 'localhost' (environment KVSTORE_HOST): must be a section")
 
 
 def test_variables_of_container_runtimes_and_of_the_build_are_not_settings(

@@ -104,9 +104,7 @@ def test_removal_is_final_and_eviction_need_not_be(tmp_path: Path) -> None:
     tier.close()
 
 
-def test_a_block_freed_while_it_is_written_gets_no_row(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_block_freed_while_it_is_written_gets_no_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tier = open_tier(tmp_path)
     gate, write_blocks = threading.Event(), tier_module("blockio").write_blocks
 
@@ -214,9 +212,7 @@ def test_recycling_in_place_never_serves_old_bytes_as_new(tmp_path: Path) -> Non
     tier.close()
 
 
-def test_rows_are_gone_before_their_segment_is_given_out_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rows_are_gone_before_their_segment_is_given_out_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tier = open_tier(tmp_path, capacity_nbytes=4 * MIB, segment_nbytes=MIB)
     gate, apply = threading.Event(), tier._manifest.apply
     places, _ = write(tier, range(2), MIB)
@@ -357,9 +353,7 @@ def test_a_refusing_device_opens_the_breaker_and_is_tried_again(
     tier.close()
 
 
-def test_a_file_system_without_room_for_more_segments(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_system_without_room_for_more_segments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = os.posix_fallocate
 
     def refuse(descriptor: int, offset: int, nbytes: int) -> None:
@@ -384,17 +378,15 @@ def test_a_file_system_without_room_for_more_segments(
     tier.close()
 
 
-def test_flush_says_so_when_nothing_can_be_made_durable(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(descriptor: int) -> None:
+def test_flush_says_so_when_nothing_can_be_made_durable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(segment: int) -> None:
         raise OSError(5, "Input/output error")
 
     tier = open_tier(tmp_path)
     wait_until(lambda: tier._table.num_ready >= 2)
     write(tier, range(1), NBYTES)
     with monkeypatch.context() as patch:
-        patch.setattr(os, "fdatasync", refuse)
+        patch.setattr(tier._journal, "_sync", refuse)
         with pytest.raises(Unavailable, match=r"not durable: sync of segment 0: Input/output error"):
             tier.flush().result(60)
     write(tier, range(1, 2), NBYTES)
@@ -515,9 +507,7 @@ def test_a_path_that_cannot_be_used_leaves_nothing(tmp_path: Path, monkeypatch: 
             open_tier(tmp_path / "new" / "tier")
     with monkeypatch.context() as patch:
         patch.setattr(os, "statvfs", lambda path: os.statvfs_result((4096, 4096, 0, 10, 10, 0, 0, 0, 0, 255)))
-        with pytest.raises(
-            LimitExceeded, match=r"room for 40960 bytes of segments; needed: at least 4194304"
-        ):
+        with pytest.raises(LimitExceeded, match=r"room for 40960 bytes of segments; needed: at least 4194304"):
             open_tier(tmp_path / "new" / "tier")
     with monkeypatch.context() as patch:
         patch.setattr("lmdb.open", raise_lmdb_error)
@@ -553,13 +543,9 @@ def test_wrong_sizes_are_refused(tmp_path: Path, options: dict[str, int], text: 
     assert not (tmp_path / "tier").exists()
 
 
-@pytest.mark.parametrize(
-    ("num_blocks", "nbytes"), [(1, 1), (5, 700 * KIB), (33, MIB), (200, NBYTES), (40, 2 * MIB)]
-)
+@pytest.mark.parametrize(("num_blocks", "nbytes"), [(1, 1), (5, 700 * KIB), (33, MIB), (200, NBYTES), (40, 2 * MIB)])
 @pytest.mark.parametrize("segment_nbytes", [None, 2 * MIB])
-def test_capacity_for_is_enough(
-    tmp_path: Path, num_blocks: int, nbytes: int, segment_nbytes: int | None
-) -> None:
+def test_capacity_for_is_enough(tmp_path: Path, num_blocks: int, nbytes: int, segment_nbytes: int | None) -> None:
     capacity_nbytes = capacity_for(num_blocks, nbytes, segment_nbytes)
     tier = DiskTier(tmp_path, capacity_nbytes=capacity_nbytes, segment_nbytes=segment_nbytes)
     assert len(tier.allocate(nbytes, num_blocks)) == num_blocks

@@ -1,7 +1,6 @@
 """Arenas: one mapped region, slots for blocks in it, and views that keep what they show in place."""
 
-cimport cython
-from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_FillInfo
+from cpython.buffer cimport PyBuffer_FillInfo
 from cpython.memoryview cimport PyMemoryView_FromObject
 
 import os

@@ -47,7 +47,8 @@ def chain_keys(seed, token_ids, block_tokens, algorithm, *, bint portable=False)
     InvalidRequest for tokens outside [0, 2^32), a wrong seed, block size or algorithm.
     """
     _check_seed(seed)
-    if isinstance(block_tokens, bool) or not isinstance(block_tokens, int) or not 1 <= block_tokens <= KV_BLOCK_TOKENS_MAX:
+    is_int = isinstance(block_tokens, int) and not isinstance(block_tokens, bool)
+    if not is_int or not 1 <= block_tokens <= KV_BLOCK_TOKENS_MAX:
         raise InvalidRequest(f"block_tokens={block_tokens!r} is not between 1 and {KV_BLOCK_TOKENS_MAX}")
     if algorithm not in ("sha256", "xxh3_128"):
         raise InvalidRequest(f"hash={algorithm!r} is not one of sha256, xxh3_128")
