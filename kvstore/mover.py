@@ -290,7 +290,7 @@ class Mover:
             self.written_blocks += int(kept.sum())
             nbytes = int(ok.sum()) * self.sizes[write.ns].block_nbytes
             if nbytes:
-                self.write_bandwidth.record(nbytes, self.clock.now_us() - write.began_us)
+                self.write_bandwidth.record(nbytes, write.began_us, self.clock.now_us())
             self.made_progress()
 
     # ---- promotion: far to near, on demand ----
@@ -340,7 +340,7 @@ class Mover:
             self.promoted_blocks += int(kept.sum())
             if ok.any():
                 nbytes = int(ok.sum()) * sizes.block_nbytes
-                self.read_bandwidth.record(nbytes, self.clock.now_us() - read.began_us)
+                self.read_bandwidth.record(nbytes, read.began_us, self.clock.now_us())
             read.settled.set_result(None)
             self.made_progress()
 
@@ -450,7 +450,9 @@ class Mover:
             "corrupt_blocks": self.corrupt_blocks,
             "defects": self.defects,
             "write_nbytes": self.write_bandwidth.total_nbytes,
+            "write_us": self.write_bandwidth.total_us,
             "write_nbytes_per_s": self.write_bandwidth.nbytes_per_s,
             "read_nbytes": self.read_bandwidth.total_nbytes,
+            "read_us": self.read_bandwidth.total_us,
             "read_nbytes_per_s": self.read_bandwidth.nbytes_per_s,
         }

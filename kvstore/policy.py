@@ -45,14 +45,21 @@ def next_ready_us(ready_us: int, now_us: int, nbytes: int, nbytes_per_s: int) ->
 
 @dataclass(slots=True)
 class Bandwidth:
-    """Measured throughput of one path: bytes and busy time, the recent past weighing most."""
+    """Measured throughput of one path: bytes and busy time, the recent past weighing most.
+
+    Transfers that overlap share their time: the path is busy while any of them is under way.
+    """
 
     nbytes: float = 0.0
     busy_us: float = 0.0
     total_nbytes: int = 0
     total_us: int = 0
+    busy_until_us: int = 0
 
-    def record(self, nbytes: int, elapsed_us: int) -> None:
+    def record(self, nbytes: int, began_us: int, ended_us: int) -> None:
+        """One transfer; to be called in the order in which they end."""
+        elapsed_us = ended_us - max(began_us, self.busy_until_us)
+        self.busy_until_us = ended_us
         self.total_nbytes += nbytes
         self.total_us += elapsed_us
         self.nbytes = 0.9 * self.nbytes + nbytes
