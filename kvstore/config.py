@@ -160,7 +160,7 @@ class Mover(_Section):
         default=0,
         ge=0,
         le=60_000,
-        description="How long a put may wait for write-back to make room; 0 means not at all.",
+        description="How long a put, or a lease of far blocks, may wait for write-back to make room; 0: not at all.",
     )
 
 

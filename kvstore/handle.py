@@ -36,6 +36,11 @@ REASONS = {
 }
 
 
+def _earlier(one_us: int | None, other_us: int) -> int:
+    """The earlier of two times, the first of which may be never (None)."""
+    return other_us if one_us is None else min(one_us, other_us)
+
+
 class Namespace:
     """Blocks of one NamespaceSpec in a store. Made by BlockStore.namespace; safe to use from several threads."""
 
@@ -74,7 +79,8 @@ class Namespace:
     def lease(self, keys: Keys, deadline_ms: float | None = None) -> Lease:
         """Protect the longest prefix of `keys` that is readable before the deadline (None: wait for all of it).
 
-        What cannot be here in time is left out (it counts as `pending`); deadline_ms=0 never waits. Errors:
+        What cannot be here in time is left out (it counts as `pending`); deadline_ms=0 never waits. Room for what comes
+        near is made as for a put: for up to the configured put_wait_ms no block leaves that has no far copy. Errors:
         InvalidRequest for malformed keys, LimitExceeded over the number of blocks that can be leased at a time.
         """
         self._store.check_open()
@@ -86,7 +92,9 @@ class Namespace:
     def _lease_far(self, keys: Keys, grip: Grip, deadline_ms: float | None) -> Lease:
         """The leased prefix goes on in the far tier (or an eviction was in the way): bring it near."""
         clock = self._store.clock
-        deadline_us = None if deadline_ms is None else clock.now_us() + int(deadline_ms * 1000)
+        began_us = clock.now_us()
+        deadline_us = None if deadline_ms is None else began_us + int(deadline_ms * 1000)
+        room_us = began_us + self._store.put_wait_ms * 1000  # until then only blocks with a far copy make room
         load_us = 0
         num_near = grip.num_near
         for _ in range(ROUNDS_MAX):
@@ -96,18 +104,18 @@ class Namespace:
                     grip = self._again(keys, grip)
                     continue
                 far = grip.ids()[grip.num_near :]
-                started, waiting = self._promote(far, deadline_us)
+                now_us = clock.now_us()
+                started, waiting = self._promote(far, deadline_us, now_us >= room_us)
                 load_us = self._mover.load_us(len(far), self._number)
-            if not len(far) or waiting is None:
+            if not len(far) or waiting is None or (deadline_us is not None and now_us >= deadline_us):
                 break
-            left = None if deadline_us is None else deadline_us - clock.now_us()
-            if left is not None and left <= 0:
-                break
-            in_time = clock.wait(waiting, left)
+            for_room = started is None and now_us < room_us
+            until_us = _earlier(deadline_us, room_us) if for_room else deadline_us
+            in_time = clock.wait(waiting, None if until_us is None else until_us - now_us)
             with self._lock:
                 self._mover.step()
                 grip = self._again(keys, grip)
-            if not in_time or (started is not None and not self._advanced(started)):
+            if not (in_time or for_room) or (started is not None and not self._advanced(started)):
                 break
         return Lease(self, grip, len(keys), load_us, grip.num_near - num_near)
 
@@ -117,12 +125,17 @@ class Namespace:
         grip.release()
         return newer
 
-    def _promote(self, far: Ids, deadline_us: int | None) -> tuple[Transfer | None, Future[Any] | None]:
+    def _promote(
+        self, far: Ids, deadline_us: int | None, drop_unwritten: bool
+    ) -> tuple[Transfer | None, Future[Any] | None]:
         """Start what can be started; the future to wait for, None when nothing can come."""
         if not len(far):
             return None, None
-        transfer = self._mover.promote(far, self._number, deadline_us)
-        return transfer, transfer.future if transfer is not None else self._mover.progress()
+        transfer = self._mover.promote(far, self._number, deadline_us, drop_unwritten=drop_unwritten)
+        waiting = transfer.future if transfer is not None else self._mover.progress()
+        if waiting is None and not drop_unwritten:  # no write-back is coming that could make room
+            return self._promote(far, deadline_us, True)
+        return transfer, waiting
 
     @staticmethod
     def _advanced(transfer: Transfer) -> bool:
@@ -146,7 +159,8 @@ class Namespace:
         deadline_us = None if deadline_ms is None else self._store.clock.now_us() + int(deadline_ms * 1000)
         grip = self._leases.acquire(keys, counted=False)
         with self._lock:
-            transfer = self._mover.promote(grip.ids()[grip.num_near :], self._number, deadline_us)
+            far = grip.ids()[grip.num_near :]
+            transfer = self._mover.promote(far, self._number, deadline_us, drop_unwritten=True)
         grip.release()
         if transfer is None:
             answer.set_result(self.match(keys))

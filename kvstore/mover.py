@@ -295,7 +295,7 @@ class Mover:
 
     # ---- promotion: far to near, on demand ----
 
-    def promote(self, ids: Ids, ns: int, deadline_us: int | None) -> Transfer | None:
+    def promote(self, ids: Ids, ns: int, deadline_us: int | None, *, drop_unwritten: bool) -> Transfer | None:
         """Start reading far blocks into near places: as many leading ones as there is room and queue for."""
         if self.far is None or not self.far.usage().healthy:
             return None
@@ -304,7 +304,7 @@ class Mover:
         ids = ids[chosen(self.index.promote_mark(ids))]
         if not len(ids):
             return None
-        places = self.room(ns, len(ids), drop_unwritten=True)
+        places = self.room(ns, len(ids), drop_unwritten=drop_unwritten)
         if len(places) < len(ids):
             self._unpromote(ids[len(places) :])
             ids = ids[: len(places)]
