@@ -30,6 +30,7 @@ from kvstore.tiers.host import HostTier
 log = logging.getLogger("kvstore")
 
 TICK_S = 0.05  # the thread looks at budgets, expiries and broken tiers at least this often
+TICK_SHORT_S = 0.002  # while far room is short: it comes without notice, when the tier has cleaned a range
 NEAR, FAR = 0, 1
 
 
@@ -89,6 +90,7 @@ class Mover:
         self._reads: list[Transfer] = []
         self._reading_nbytes = 0
         self._write_ready_us = 0
+        self._is_far_short = False
         self._carry: Carry | None = None
         self._progress: Future[None] = Future()
         self._wake = threading.Event()
@@ -229,6 +231,7 @@ class Mover:
     def _start_writes(self, now_us: int) -> None:
         assert self.far is not None
         limits = self.limits
+        self._is_far_short = False
         while self._dirty:
             healthy = self.far.usage().healthy
             if not policy.may_write(healthy, len(self._writes), now_us, self._write_ready_us, limits.batches):
@@ -242,6 +245,7 @@ class Mover:
                 self._requeue(ids[len(places) :], ns)
                 self._start_carry(ns)
                 if not len(places):
+                    self._is_far_short = True
                     return
                 ids = ids[: len(places)]
             self._write(ids, ns, places, now_us)
@@ -400,7 +404,7 @@ class Mover:
 
     def _run(self) -> None:
         while not self._stopping:
-            self._wake.wait(TICK_S)
+            self._wake.wait(TICK_SHORT_S if self._is_far_short else TICK_S)
             self._wake.clear()
             try:
                 with self.lock:

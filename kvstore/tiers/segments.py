@@ -268,7 +268,12 @@ class SegmentTable:
         sealed = np.flatnonzero(self.state == State.SEALED)
         if sealed.size == 0:
             return None
-        first = int(sealed[np.argmin(self.live_pages[sealed])]) * PLACES_PER_SEGMENT
+        cheapest = int(sealed[np.argmin(self.live_pages[sealed])])
+        tail_pages = self.geometry.pages_per_segment - self._tail_pages if self._open is not None else 0
+        room_pages = self._num_openable * self.geometry.pages_per_segment + tail_pages
+        if self.live_pages[cheapest] > room_pages and (self.state == State.CLEANING).any():
+            return None  # what lives in it would have nowhere to go, and soon will have
+        first = cheapest * PLACES_PER_SEGMENT
         return first, first + self.geometry.pages_per_segment
 
     def adopt(self, places: Places, pages: NDArray[np.int64]) -> None:

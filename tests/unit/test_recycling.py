@@ -1,0 +1,34 @@
+"""Which segment is emptied, and when."""
+
+import numpy as np
+
+from kvstore.tiers.base import PLACE_NBYTES, Places
+from kvstore.tiers.segments import SEGMENT_NBYTES_MIN, Geometry, SegmentTable, State
+
+PAGES = SEGMENT_NBYTES_MIN // PLACE_NBYTES
+
+
+def write(table: SegmentTable, places: Places) -> None:
+    pages = np.ones(len(places), np.int64)
+    table.begin_write(places, pages)
+    for segment in np.unique(places // 65_536).tolist():
+        chosen = places[places // 65_536 == segment]
+        table.end_write(segment, chosen % 65_536, pages[: len(chosen)])
+        table.set_written(segment)
+
+
+def test_a_segment_is_not_emptied_before_there_is_room_for_what_lives_in_it() -> None:
+    table = SegmentTable(Geometry(SEGMENT_NBYTES_MIN, 4), written=range(4), recovered=[])
+    places = table.allocate(PLACE_NBYTES, 2 * PAGES)
+    write(table, places)
+    first, second = places[:PAGES], places[PAGES:]
+    moved = table.allocate(PLACE_NBYTES, PAGES // 2 + PAGES, moving=True)  # half of the last segment is left
+    write(table, moved)
+    table.free(first, PLACE_NBYTES)
+    (cleaning,) = table.take_to_clean()
+    assert (table.state[cleaning], table.num_ready) == (State.CLEANING, 0)
+    assert (table.live_pages[table.state == State.SEALED] == PAGES).all()
+    assert table.vacate(PLACE_NBYTES) is None
+    table.set_clean(cleaning)
+    window = table.vacate(PLACE_NBYTES)
+    assert window is not None and window[0] == int(second[0]) // 65_536 * 65_536
