@@ -8,8 +8,11 @@ wrongly).
 from __future__ import annotations
 
 import os
+import signal
 import sys
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -78,10 +81,24 @@ def program(package: str = __name__, table: Mapping[str, str] = COMMANDS) -> Com
     return click.version_option(package_name="kvstore", prog_name="kvstore")(group)
 
 
+@contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """SIGTERM ends a command as ^C does, so that it can put away what it made, such as a temporary disk tier."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def main(arguments: Sequence[str] | None = None, group: click.Command | None = None) -> int:
     """Run the command line and give its exit code. An error of kvstore is one line on standard error."""
     try:
-        code = (group or program()).main(arguments, prog_name="kvstore", standalone_mode=False)
+        with _sigterm_interrupts():
+            code = (group or program()).main(arguments, prog_name="kvstore", standalone_mode=False)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except click.ClickException as error:

@@ -1,6 +1,7 @@
 """The command line's frame: lazy subcommands, help, exit codes, one line per error."""
 
 import os
+import signal
 import subprocess
 import sys
 from importlib import metadata
@@ -104,9 +105,17 @@ def test_version_through_python_m() -> None:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_has_help_with_an_example(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    group = program()
-    with click.Context(group) as context:
-        if name not in group.list_commands(context):
-            pytest.skip(f"kvstore/cli/{name}.py is not here")
     assert main([name, "--help"]) == 0
     assert f"Example:\n  kvstore {name}" in capsys.readouterr().out
+
+
+def test_sigterm_ends_a_command_as_an_interrupt_does(capsys: pytest.CaptureFixture[str]) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+
+    @click.command()
+    def slow() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    assert main([], slow) == 1
+    assert capsys.readouterr().err.strip() == "kvstore: interrupted"
+    assert signal.getsignal(signal.SIGTERM) == before
