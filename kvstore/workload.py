@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from kvstore.errors import InvalidRequest
+from kvstore.errors import InvalidRequest, KVStoreError
 
 Tokens = NDArray[np.uint32]
 Words = NDArray[np.uint64]
@@ -23,6 +23,12 @@ KEY_NBYTES = 32
 PAGE_NBYTES = 4096
 PAGE_WORDS = PAGE_NBYTES // 8
 PIECE_PAGES = 32  # checked at a time: 128 KiB stay in a core's cache between the two passes
+
+
+class WrongBytes(KVStoreError):
+    """A block came back with other bytes than were stored."""
+
+    code = "DATA_LOSS"
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +175,14 @@ def check_payloads(keys: Bytes, blocks: Bytes) -> NDArray[np.bool_]:
             np.bitwise_xor(differing, masks[rows, columns, None], out=differing)
             good[rows] &= ~np.bitwise_or.reduce(differing, axis=(1, 2)).astype(np.bool_)
     return good
+
+
+def require_payloads(keys: Bytes, blocks: Bytes) -> None:
+    """WrongBytes, naming the first block that is not what fill_payloads writes for its key."""
+    right = check_payloads(keys, blocks)
+    if not right.all():
+        key = bytes(keys[int(np.argmin(right))]).hex()
+        raise WrongBytes(f"block {key} came back with other bytes than were stored")
 
 
 def _mixed(words: Words) -> Words:

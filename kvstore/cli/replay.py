@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,18 @@ import click
 import numpy as np
 
 from kvstore.cli import Command, render
+from kvstore.cli.traffic import traffic_fields, traffic_table
 from kvstore.config import Config
 from kvstore.embedded import open as open_store
 from kvstore.mover import slot_nbytes
-from kvstore.namespace import NamespaceSpec
+from kvstore.namespace import BLOCK_NBYTES_MAX, NamespaceSpec
 from kvstore.replay import Replay, Result
-from kvstore.trace import BLOCK_TOKENS, Request, read_trace
+from kvstore.trace import BLOCK_TOKENS, read_trace
 
 PERCENTILES = (50, 90, 99, 99.9)
+PUT_WAIT_MS = 60_000  # as fast as possible is faster than a disk: puts wait for write-back instead of dropping blocks
+BLOCKS_MAX = 2**30
+ENTRIES_MIN = 65_536
 
 
 @click.command(
@@ -26,12 +31,40 @@ PERCENTILES = (50, 90, 99, 99.9)
     example="kvstore replay trace.jsonl.gz --block-nbytes 16384 --host-blocks 5484 --disk-blocks 54837 --verify",
 )
 @click.argument("trace", type=click.Path(exists=True, dir_okay=False))
-@click.option("--block-nbytes", default=65536, show_default=True, help="Bytes of a block.")
-@click.option("--host-blocks", default=10_000, show_default=True, help="Blocks that fit into memory.")
-@click.option("--disk-blocks", default=0, show_default=True, help="Blocks that fit on disk; 0: no disk tier.")
-@click.option("--disk-path", default="", help="Folder of the disk tier; default: a temporary one.")
-@click.option("--requests", "num_requests", default=0, help="Play only the first so many; 0: all.")
-@click.option("--speed", default=0.0, help="N times as fast as it happened; 0: as fast as possible.")
+@click.option(
+    "--block-nbytes",
+    type=click.IntRange(1, BLOCK_NBYTES_MAX),
+    default=65536,
+    show_default=True,
+    help="Bytes of a block.",
+)
+@click.option(
+    "--host-blocks",
+    type=click.IntRange(1, BLOCKS_MAX),
+    default=10_000,
+    show_default=True,
+    help="Blocks that fit into memory.",
+)
+@click.option(
+    "--disk-blocks",
+    type=click.IntRange(0, BLOCKS_MAX),
+    default=0,
+    show_default=True,
+    help="Blocks that fit on disk; 0: no disk tier.",
+)
+@click.option(
+    "--disk-path",
+    default="",
+    metavar="FOLDER",
+    help="Folder of the disk tier, kept for the next run; default: a temporary one.",
+)
+@click.option("--requests", "num_requests", type=click.IntRange(0), default=0, help="Play only so many; 0: all.")
+@click.option(
+    "--speed",
+    type=click.FloatRange(0, 1e9),
+    default=0.0,
+    help="N times as fast as it happened; 0: as fast as possible.",
+)
 @click.option("--verify", is_flag=True, help="Check every byte that comes back; exit 1 on the first wrong one.")
 @click.option("--plot", default="", metavar="FILE.png", help="Draw hit ratio and tier occupancy over time.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -52,41 +85,44 @@ def command(
     Each request leases the stored prefix of its blocks, reads it, and puts the rest. TRACE is JSON lines, plain or
     gzip: timestamp (ms), input_length, output_length (tokens), hash_ids (chained, one per 512 tokens).
     """
-    requests = list(read_trace(trace))
-    requests = requests[:num_requests] if num_requests else requests
+    if disk_path and not disk_blocks:
+        raise click.UsageError("--disk-path needs --disk-blocks: without them there is no disk tier")
+    if not speed >= 0:
+        raise click.BadParameter(f"{speed} is not a number", param_hint="'--speed'")
+    if plot:
+        from kvstore.cli.plot import require_plot
+
+        require_plot(Path(plot))
+    requests = list(islice(read_trace(trace), num_requests or None))
     if not requests:
         raise click.UsageError(f"{trace} has no requests")
-    config = _config(block_nbytes, host_blocks, disk_blocks, disk_path)
     spec = NamespaceSpec(model="replay", block_nbytes=block_nbytes, block_tokens=BLOCK_TOKENS)
-    with open_store(config) as store:
+    with open_store(_config(block_nbytes, host_blocks, disk_blocks, disk_path)) as store:
         replay = Replay(store, store.namespace(spec), verify=verify, speed=speed)
         with render.progress("requests", len(requests)) as bar:
             result = replay.run(requests, len(requests), lambda num: bar.advance(bar.task_ids[0], num))
-        store.flush()
         stats = store.stats()
-    report = _report(trace, requests, result, stats)
-    if plot:
-        _plot(Path(plot), trace, result, host_blocks, disk_blocks)
+    report = _report(trace, result, stats)
     if as_json:
         render.print_json(report)
     else:
-        _show(report, verify)
+        _show(report, result, verify)
+    if plot:
+        _plot(Path(plot), trace, result, host_blocks, disk_blocks)
     return 0
 
 
 def _config(block_nbytes: int, host_blocks: int, disk_blocks: int, disk_path: str) -> Config:
-    if block_nbytes < 1 or host_blocks < 1 or disk_blocks < 0:
-        raise click.UsageError("--block-nbytes and --host-blocks must be at least 1, --disk-blocks at least 0")
-    slot = slot_nbytes(block_nbytes)
     disk_nbytes = 0
     if disk_blocks:
         from kvstore.tiers.disk import capacity_for
 
         disk_nbytes = capacity_for(disk_blocks, block_nbytes)
     return Config.load(
-        host={"nbytes": host_blocks * slot, "prefault": "now"},
+        host={"nbytes": host_blocks * slot_nbytes(block_nbytes), "prefault": "now"},
         disk={"nbytes": disk_nbytes, "path": disk_path or None},
-        index={"entries_max": max(65_536, 2 * (host_blocks + disk_blocks))},
+        index={"entries_max": max(ENTRIES_MIN, 2 * (host_blocks + disk_blocks))},
+        mover={"put_wait_ms": PUT_WAIT_MS},
     )
 
 
@@ -101,15 +137,11 @@ def _latency(samples_us: Sequence[float]) -> dict[str, float]:
     }
 
 
-def _per_second(nbytes: int, times_us: Sequence[float]) -> float:
-    return nbytes / sum(times_us) * 1e6 if times_us and sum(times_us) else 0.0
-
-
-def _report(trace: str, requests: Sequence[Request], result: Result, stats: dict[str, Any]) -> dict[str, Any]:
-    mover = stats["mover"]
+def _report(trace: str, result: Result, stats: dict[str, Any]) -> dict[str, Any]:
+    disk = stats["tiers"].get("disk")
     return {
         "trace": Path(trace).name,
-        "requests": len(requests),
+        "requests": result.requests,
         "blocks_asked": result.blocks_asked,
         "prefix_hit": round(result.prefix_hit, 6),
         "hits": {"host": result.blocks_hit - result.blocks_promoted, "disk": result.blocks_promoted},
@@ -122,46 +154,52 @@ def _report(trace: str, requests: Sequence[Request], result: Result, stats: dict
         "elapsed_s": round(result.elapsed_us / 1e6, 3),
         "lease": _latency(result.lease_us),
         "put": _latency(result.put_us),
-        "put_nbytes_per_s": round(_per_second(result.put_nbytes, result.put_us)),
-        "disk_read_nbytes": mover["read_nbytes"],
-        "disk_read_nbytes_per_s": round(mover["read_nbytes_per_s"]),
-        "disk_written_nbytes": mover["write_nbytes"],
-        "disk_write_nbytes_per_s": round(mover["write_nbytes_per_s"]),
-        "unwritten_evicted": stats["index"]["dropped_unwritten"] if "disk" in stats["tiers"] else 0,
+        "paths": traffic_fields(result.paths),
+        "disk_written_nbytes": result.paths["memory_to_disk"].nbytes,
+        "unwritten_evicted": stats["index"]["dropped_unwritten"] if disk else 0,
+        "skipped_writes": stats["mover"]["skipped_writes"],
+        "disk_reason": disk["reason"] if disk else "",
         "peak_memory_nbytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "page_kind": stats["tiers"]["host"]["page_kind"],
     }
 
 
-def _show(report: dict[str, Any], verify: bool) -> None:
+def _show(report: dict[str, Any], result: Result, verify: bool) -> None:
     hits, asked = report["hits"], report["blocks_asked"]
     rows = [
         ("requests", render.format_count(report["requests"])),
         ("blocks asked for", render.format_count(asked)),
-        ("prefix hit ratio", render.format_ratio(hits["host"] + hits["disk"], asked)),
+        ("prefix hit ratio", render.format_ratio(result.blocks_hit, asked)),
         ("  from memory", render.format_ratio(hits["host"], asked)),
         ("  from disk", render.format_ratio(hits["disk"], asked)),
         ("blocks stored", render.format_count(report["blocks_stored"])),
         ("blocks rejected", render.format_count(report["blocks_rejected"])),
-        ("blocks verified", render.format_count(report["blocks_verified"]) if verify else "not asked for"),
-        ("put", render.format_rate(report["put_nbytes_per_s"])),
-        ("disk written", render.format_nbytes(report["disk_written_nbytes"])),
-        ("disk write", render.format_rate(report["disk_write_nbytes_per_s"])),
-        ("disk read", render.format_rate(report["disk_read_nbytes_per_s"])),
+        ("evicted unwritten", render.format_count(report["unwritten_evicted"])),
+        ("blocks verified", render.format_count(report["blocks_verified"]) if verify else "-"),
+        ("written to disk", render.format_nbytes(report["disk_written_nbytes"])),
         ("elapsed", render.format_duration(report["elapsed_s"] * 1e6)),
-        ("peak memory", f"{render.format_nbytes(report['peak_memory_nbytes'])} ({report['page_kind']} pages)"),
+        ("peak memory", render.format_nbytes(report["peak_memory_nbytes"])),
     ]
     out = render.console()
-    out.print(render.table(f"Replay of {report['trace']}", ("", ""), rows))
+    out.print(f"Replay of {report['trace']}\n", markup=False)
+    out.print(render.table("", ("", ""), rows))
     columns = ("latency", *(name.removesuffix("_us").replace("_", ".") for name in report["lease"]))
     latency = [
         (verb, *(render.format_duration(value) for value in report[verb].values()))
         for verb in ("lease", "put")
         if report[verb]
     ]
-    out.print(render.table("", columns, latency))
+    out.print()
+    if latency:
+        out.print(render.table("", columns, latency))
+        out.print()
+    out.print(traffic_table(result.paths))
+    if report["disk_reason"]:
+        out.print(f"\nThe disk tier is not healthy: {report['disk_reason']}", markup=False)
     if verify:
-        out.print(f"Every byte of {render.format_count(report['blocks_verified'])} blocks came back as it was stored.")
+        out.print(
+            f"\nEvery byte of {render.format_count(report['blocks_verified'])} blocks came back as it was stored."
+        )
 
 
 def _plot(path: Path, trace: str, result: Result, host_blocks: int, disk_blocks: int) -> None:
