@@ -124,20 +124,29 @@ class Mover:
         fit = max(0, (capacity + spare - self.near_used_nbytes) // slot)
         num_blocks = min(num_blocks, fit)
         places = self.near.allocate(self.sizes[ns].block_nbytes, num_blocks)
-        for _ in range(8):  # each turn empties one slab of another size class
-            if len(places) == num_blocks or not self._empty_slab(ns, drop_unwritten):
+        for _ in range(8):  # each turn empties one slab of another size class, or evicts for what is missing
+            missing = num_blocks - len(places)
+            if missing == 0:
                 break
-            more = self.near.allocate(self.sizes[ns].block_nbytes, num_blocks - len(places))
+            if not self._empty_slab(ns, drop_unwritten):
+                # Slots of odd sizes leave a rest in every slab: the arena can be full below its capacity.
+                keep = self.far is not None and not drop_unwritten
+                if not self._evict_near(max(missing * slot, spare), keep_unwritten=keep):
+                    break
+            more = self.near.allocate(self.sizes[ns].block_nbytes, missing)
             places = np.concatenate([places, more])
         return places
 
-    def _evict_near(self, nbytes: int, *, keep_unwritten: bool) -> None:
-        while nbytes > 0:
-            freed, groups = self.index.evict_near(nbytes, keep_unwritten, self.clock.time_s())
+    def _evict_near(self, nbytes: int, *, keep_unwritten: bool) -> bool:
+        """Whether anything came free."""
+        left = nbytes
+        while left > 0:
+            freed, groups = self.index.evict_near(left, keep_unwritten, self.clock.time_s())
             self.give_back(groups)
             if freed == 0:
-                return
-            nbytes -= freed
+                break
+            left -= freed
+        return left < nbytes
 
     def _empty_slab(self, ns: int, drop_unwritten: bool) -> bool:
         window = self.near.vacate(self.sizes[ns].block_nbytes)
