@@ -75,10 +75,23 @@ def open(config: Config | None = None) -> BlockStore:
     except BaseException:
         near.close()
         raise
+    try:
+        return _assemble(config, near, far, folder)
+    except BaseException:
+        if far is not None:
+            far.close()
+        near.close()
+        if folder:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _assemble(config: Config, near: HostTier, far: Tier | None, folder: str | None) -> BlockStore:
+    """The store over its tiers, running. On failure they are the caller's to close."""
     index = Index(config.entries_max)
     clock = SystemClock()
     limits = Limits(
-        near_nbytes=nbytes,
+        near_nbytes=config.host.nbytes,
         writeback_queue_blocks=config.mover.writeback_queue_blocks_max,
         promote_queue_blocks=config.mover.promote_queue_blocks_max,
         write_nbytes_per_s=config.mover.write_nbytes_per_s,

@@ -1,0 +1,42 @@
+"""Opening that fails leaves nothing behind, and closing leaves nobody waiting."""
+
+import numpy as np
+import pytest
+
+import kvstore
+from kvstore.errors import InvalidRequest, Unavailable
+from kvstore.tiers.disk import DiskTier
+
+BLOCK_NBYTES = 65_536
+
+
+def config_for(path):
+    return kvstore.Config(
+        host={"nbytes": "8 MiB", "prefault": "off"}, disk={"nbytes": "32 MiB", "path": path, "io_threads": 1}
+    )
+
+
+def test_a_folder_is_free_again_after_opening_it_failed(tmp_path):
+    tier = DiskTier(tmp_path, capacity_nbytes=32 << 20)
+    tier.adopt(np.empty(0, np.uint32), np.empty(0, np.uint32))
+    tier.remember_namespace(1, '{"model":"m","block_nbytes":4096,"unheard_of":1}')
+    tier.close()
+    for _ in range(2):  # the second attempt hears of the namespace too, and not of a folder in use
+        with pytest.raises(InvalidRequest, match="unheard_of"):
+            kvstore.open(config_for(tmp_path))
+
+
+def test_who_waits_for_a_prefetch_hears_that_the_store_was_closed(tmp_path):
+    store = kvstore.open(config_for(tmp_path))
+    namespace = store.namespace(kvstore.NamespaceSpec(model="m", block_nbytes=BLOCK_NBYTES))
+    keys = namespace.keys(np.arange(16 * 100, dtype=np.uint32))
+    others = namespace.keys(np.arange(10**6, 10**6 + 16 * 128, dtype=np.uint32))
+    for chain in (keys, others):  # the second pushes the first out of memory
+        namespace.put(chain, np.zeros((len(chain), BLOCK_NBYTES), dtype=np.uint8), deadline_ms=60_000)
+        assert store.flush()
+    store.mover.stop()  # so that nothing settles before the store is closed
+    future = namespace.prefetch(keys)
+    assert not future.done()
+    store.close()
+    with pytest.raises(Unavailable, match="closed"):
+        future.result(timeout=30)
