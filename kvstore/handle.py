@@ -12,7 +12,7 @@ from kvstore import copying, hashing
 from kvstore._core import index as core
 from kvstore.arrays import NO_IDS, Ids, Keys
 from kvstore.block import BlockLayout, Match, PutResult
-from kvstore.errors import InvalidRequest, LimitExceeded
+from kvstore.errors import InvalidRequest, KVStoreError, LimitExceeded
 from kvstore.lease import Lease
 from kvstore.namespace import NamespaceSpec
 from kvstore.room import Room, reasons
@@ -151,7 +151,10 @@ class Namespace:
             return lease.num_blocks, out
 
     def prefetch(self, keys: Keys, tier: str = "host", deadline_ms: float | None = None) -> Future[Match]:
-        """Start bringing the stored prefix near and return at once; the future's result is the Match then."""
+        """Start bringing the stored prefix near and return at once; the future's result is the Match then.
+
+        Unavailable in the future when the store is closed first.
+        """
         self._store.check_open()
         if tier != self._store.near.name:
             raise InvalidRequest(f"tier={tier!r}: blocks can be prefetched to {self._store.near.name!r} only")
@@ -165,8 +168,14 @@ class Namespace:
         if transfer is None:
             answer.set_result(self.match(keys))
         else:
-            transfer.settled.add_done_callback(lambda _: answer.set_result(self.match(keys)))
+            transfer.settled.add_done_callback(lambda _: self._answer(answer, keys))
         return answer
+
+    def _answer(self, answer: Future[Match], keys: Keys) -> None:
+        try:
+            answer.set_result(self.match(keys))
+        except KVStoreError as error:  # the store was closed meanwhile: whoever waits has to hear of it
+            answer.set_exception(error)
 
     # ---- writing ----
 
