@@ -54,9 +54,8 @@ cdef uint32_t[::1] _u32(object array):
 cdef class Grip:
     """The leases of one acquire: `num_blocks` leading blocks, the first `num_near` of them readable in place.
 
-    `stop` says why it ended: FREE, WRITING, VALID = 0, 1, 2
-STOP_END, STOP_MISS, STOP_BUSY (an eviction was looking at the next block: ask again)
-    or STOP_FULL (the lease table has no room for the rest).
+    `stop` says why it ended: STOP_END, STOP_MISS, STOP_BUSY (an eviction was looking at the next block: ask again) or
+    STOP_FULL (the lease table has no room for the rest).
     """
 
     def __dealloc__(self):
