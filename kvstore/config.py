@@ -40,7 +40,8 @@ from kvstore.errors import ConfigInvalid
 KIB, MIB, GIB, TIB = 1 << 10, 1 << 20, 1 << 30, 1 << 40
 PAGE_NBYTES = 4 * KIB
 TIER_NBYTES_MAX = 16 * TIB  # a place is a 32-bit count of pages
-SEGMENT_NBYTES_MAX = 256 * MIB
+SEGMENT_NBYTES_MIN, SEGMENT_NBYTES_MAX = MIB, 256 * MIB
+SEGMENTS_MIN = 4  # fewer cannot be recycled
 ENTRIES_MIN, ENTRIES_MAX = 65_536, 2**31
 NBYTES_PER_ENTRY = 64 * KIB  # entries_max = 0 expects blocks of this size or larger
 
@@ -98,7 +99,7 @@ class Disk(_Section):
         default=ByteSize(0),
         ge=0,
         le=SEGMENT_NBYTES_MAX,
-        description="Size of one segment, a multiple of 4 KiB; 0 chooses it from the tier's size.",
+        description="Size of one segment, a power of two from 1 MiB; 0 chooses it from the tier's size.",
     )
     io_threads: int = Field(default=4, ge=1, le=64, description="Threads that read and write where io_uring is absent.")
 
@@ -114,10 +115,10 @@ class Disk(_Section):
     @classmethod
     def _whole_segments(cls, value: ByteSize, info: ValidationInfo) -> ByteSize:
         tier_nbytes = info.data.get("nbytes", TIER_NBYTES_MAX) or TIER_NBYTES_MAX
-        if value % PAGE_NBYTES:
-            raise PydanticCustomError("rule", "a multiple of 4 KiB")
-        if value > tier_nbytes:
-            raise PydanticCustomError("rule", "at most disk.nbytes")
+        if value and (value < SEGMENT_NBYTES_MIN or value.bit_count() != 1):
+            raise PydanticCustomError("rule", "0, or a power of two from 1 MiB to 256 MiB")
+        if value * SEGMENTS_MIN > tier_nbytes:
+            raise PydanticCustomError("rule", f"at most 1/{SEGMENTS_MIN} of disk.nbytes")
         return value
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from kvstore.config import ENTRIES_MAX, ENTRIES_MIN, GIB, MIB, Config
 from kvstore.errors import ConfigInvalid, KVStoreError
+from kvstore.tiers.segments import Geometry
 
 SAMPLE = Path(__file__).parents[2] / "deploy" / "kvstore.toml"
 
@@ -141,7 +142,8 @@ def test_every_wrong_key_is_listed_with_value_origin_and_range(tmp_path: Path, m
         ("disk.io_threads", 0, "a whole number from 1 to 64"),
         ("disk.io_threads", 65, "a whole number from 1 to 64"),
         ("disk.io_threads", True, "a whole number from 1 to 64"),
-        ("disk.segment_nbytes", 5000, "a multiple of 4 KiB"),
+        ("disk.segment_nbytes", 5000, "0, or a power of two from 1 MiB to 256 MiB"),
+        ("disk.segment_nbytes", "3 MiB", "0, or a power of two from 1 MiB to 256 MiB"),
         ("disk.segment_nbytes", "512 MiB", "a size from 0 B to 256 MiB"),
         ("index.entries_max", 2**31 + 1, "a whole number from 0 to 2,147,483,648"),
         ("index.leases_max", 0, "a whole number from 64 to 1,048,576"),
@@ -153,9 +155,15 @@ def test_values_out_of_range(key: str, value: object, rule: str) -> None:
 
 
 def test_a_segment_fits_the_tier() -> None:
-    text = refusal(disk={"nbytes": "1 MiB", "segment_nbytes": "2 MiB"})
-    assert "disk.segment_nbytes = '2 MiB' (argument): must be at most disk.nbytes" in text
+    text = refusal(disk={"nbytes": "16 MiB", "segment_nbytes": "8 MiB"})
+    assert "disk.segment_nbytes = '8 MiB' (argument): must be at most 1/4 of disk.nbytes" in text
     assert Config(disk={"nbytes": 0, "segment_nbytes": "2 MiB"}).disk.nbytes == 0
+
+
+def test_the_disk_tier_takes_every_segment_size_that_the_configuration_allows() -> None:
+    for shift in range(20, 29):
+        config = Config(disk={"nbytes": 4 << shift, "segment_nbytes": 1 << shift})
+        assert Geometry.choose(config.disk.nbytes, config.disk.segment_nbytes).num_segments == 4
 
 
 def test_a_section_that_is_no_section() -> None:
