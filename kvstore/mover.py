@@ -92,6 +92,7 @@ class Mover:
         self._write_ready_us = 0
         self._is_far_short = False
         self._carry: Carry | None = None
+        self._far_full = False  # and nothing there can go: every block is near too, or leased
         self._progress: Future[None] = Future()
         self._wake = threading.Event()
         self._stopping = False
@@ -160,6 +161,7 @@ class Mover:
 
     def give_back(self, groups: list[tuple[int, int, Places]], *, forget: bool = False) -> None:
         """Return places that the index handed out to their tiers."""
+        self._far_full = self._far_full and not groups
         for tier, ns, places in groups:
             if tier == NEAR:
                 self.near.free(places, self.sizes[ns].block_nbytes)
@@ -192,6 +194,7 @@ class Mover:
             self.give_back(groups)
             usage = self.far.usage()
             fit = max(0, (usage.capacity_nbytes - usage.used_nbytes) // sizes.slot_nbytes)
+            self._far_full = fit == 0
             num_blocks = min(num_blocks, fit)
         return self.far.allocate(sizes.block_nbytes, num_blocks)
 
@@ -373,6 +376,9 @@ class Mover:
 
     def _start_carry(self, ns: int) -> None:
         assert self.far is not None
+        usage = self.far.usage()
+        if usage.used_nbytes + self.sizes[ns].slot_nbytes > usage.capacity_nbytes:
+            return  # full of blocks that live: some have to go first, moving them about gains nothing
         if self._carry is None:
             window = self.far.vacate(self.sizes[ns].block_nbytes)
             if window is not None:
@@ -403,7 +409,7 @@ class Mover:
     def progress(self) -> Future[None] | None:
         """Done when the next batch settles; None when nothing is under way or queued that could."""
         busy = self._writes or self._reads or self._carry is not None
-        may = self.far is not None and self._dirty and self.far.usage().healthy
+        may = self.far is not None and self._dirty and self.far.usage().healthy and not self._far_full
         return self._progress if busy or may else None
 
     def start(self) -> None:

@@ -26,6 +26,22 @@ def test_a_folder_is_free_again_after_opening_it_failed(tmp_path):
             kvstore.open(config_for(tmp_path))
 
 
+@pytest.mark.timeout(60)
+def test_a_flush_ends_although_the_disk_is_smaller_than_what_is_in_memory(tmp_path):
+    config = kvstore.Config(host={"nbytes": "64 MiB", "prefault": "off"}, disk={"nbytes": "16 MiB", "path": tmp_path})
+    with kvstore.open(config) as store:
+        namespace = store.namespace(kvstore.NamespaceSpec(model="m", block_nbytes=1 << 20))
+        chains = [namespace.keys(np.full(16, number, dtype=np.uint32)) for number in range(40)]
+        for keys in chains:
+            namespace.put(keys, np.zeros((1, 1 << 20), dtype=np.uint8))
+        assert not store.flush()
+        assert sum(len(keys) for keys in chains if namespace.match(keys)) == 40
+        assert store.stats()["mover"]["carried_blocks"] == 0
+        for keys in chains[:30]:  # what is left fits: a flush has an end again, and a better one
+            namespace.remove(keys)
+        assert store.flush()
+
+
 def test_who_waits_for_a_prefetch_hears_that_the_store_was_closed(tmp_path):
     store = kvstore.open(config_for(tmp_path))
     namespace = store.namespace(kvstore.NamespaceSpec(model="m", block_nbytes=BLOCK_NBYTES))
