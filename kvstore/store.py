@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from dataclasses import dataclass
 from types import TracebackType
@@ -20,6 +21,8 @@ from kvstore.mover import Mover, Sizes, slot_nbytes
 from kvstore.namespace import NamespaceSpec
 from kvstore.tiers.base import ENTRY, PLACE_NBYTES, DurableTier, Entries, Places, Tier
 from kvstore.tiers.host import HostTier
+
+log = logging.getLogger("kvstore")
 
 NAMESPACES_MAX = 65_535
 CLOSE_FLUSH_MS = 30_000
@@ -218,7 +221,8 @@ class BlockStore:
     # ---- the whole store ----
 
     def flush(self, deadline_ms: float | None = None) -> bool:
-        """Write everything back and make it durable; False when that is not done before the deadline, or cannot be."""
+        """Write everything back and make it durable; False when that is not done before the deadline, or cannot be (the
+        log says why)."""
         self.check_open()
         deadline_us = None if deadline_ms is None else self.clock.now_us() + int(deadline_ms * 1000)
         if self.far is None:
@@ -226,7 +230,13 @@ class BlockStore:
         if not self.mover.flush(deadline_us):
             return False
         left = None if deadline_us is None else deadline_us - self.clock.now_us()
-        return self.clock.wait(self.far.flush(), left)
+        durable = self.far.flush()
+        if not self.clock.wait(durable, left):
+            return False
+        error = durable.exception()
+        if error is not None:
+            log.warning("flush: %s", error)
+        return error is None
 
     def stats(self) -> dict[str, Any]:
         """Numbers of the store, its tiers, its index and all movement; units are in the names."""

@@ -1,11 +1,14 @@
 """Opening that fails leaves nothing behind, and closing leaves nobody waiting."""
 
+import errno
+
 import numpy as np
 import pytest
 
 import kvstore
 from kvstore.errors import InvalidRequest, Unavailable
 from kvstore.tiers.disk import DiskTier
+from kvstore.tiers.segment_files import SegmentFiles
 
 BLOCK_NBYTES = 65_536
 
@@ -40,6 +43,22 @@ def test_a_flush_ends_although_the_disk_is_smaller_than_what_is_in_memory(tmp_pa
         for keys in chains[:30]:  # what is left fits: a flush has an end again, and a better one
             namespace.remove(keys)
         assert store.flush()
+
+
+def test_a_flush_does_not_say_that_it_is_durable_when_the_device_refused(tmp_path, monkeypatch, caplog):
+    with kvstore.open(config_for(tmp_path)) as store:
+        namespace = store.namespace(kvstore.NamespaceSpec(model="m", block_nbytes=BLOCK_NBYTES))
+        keys = namespace.keys(np.arange(16 * 4, dtype=np.uint32))
+
+        def refuse(self, segment):
+            raise OSError(errno.EIO, "Input/output error")
+
+        with monkeypatch.context() as broken:
+            broken.setattr(SegmentFiles, "sync", refuse)
+            namespace.put(keys, np.zeros((len(keys), BLOCK_NBYTES), dtype=np.uint8))
+            assert not store.flush()
+        assert "not durable: sync of segment" in caplog.text
+        assert store.flush()  # nothing is left that could be made durable
 
 
 def test_who_waits_for_a_prefetch_hears_that_the_store_was_closed(tmp_path):
