@@ -48,6 +48,7 @@ class Journal:
         self._first_s = 0.0  # when the oldest of _changes came
         self._urgent = False
         self._closed = False
+        self._lost = ""  # a sync that failed and that no flush has heard of yet; the thread's own
         self._thread = threading.Thread(target=self._run, name="kvstore-manifest", daemon=True)
         self._thread.start()
 
@@ -62,7 +63,8 @@ class Journal:
             self._wake.notify()
 
     def flush(self, future: Future[None]) -> None:
-        """Finish `future` when every earlier change is durable; a commit that fails gives it Unavailable."""
+        """Finish `future` when every earlier change is durable. It gets Unavailable when the commit fails, or when
+        blocks were lost to a failed sync since the flush before."""
         with self._wake:
             self._waiting.append(future)
             self._urgent = True
@@ -87,7 +89,9 @@ class Journal:
                 self._urgent = False
                 closed = self._closed
             reason = self._commit(changes)
-            self._answer(waiting, reason)
+            if waiting:
+                self._answer(waiting, reason or self._lost)
+                self._lost = ""
             if closed:
                 return
             if reason and changes:
@@ -130,6 +134,7 @@ class Journal:
                 lost.add(segment)
                 reason = f"sync of segment {segment}: {error.strerror}"
         if lost:
+            self._lost = reason
             changes[:] = [change for change in changes if not (isinstance(change, Put) and change.segment in lost)]
             log.error("%s: blocks just written there are lost at restart", reason)
         return reason

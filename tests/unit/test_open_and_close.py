@@ -1,16 +1,24 @@
 """Opening that fails leaves nothing behind, and closing leaves nobody waiting."""
 
 import errno
+import threading
+from concurrent.futures import Future
 
 import numpy as np
 import pytest
 
 import kvstore
 from kvstore.errors import InvalidRequest, Unavailable
+from kvstore.tiers.base import ENTRY
 from kvstore.tiers.disk import DiskTier
-from kvstore.tiers.segment_files import SegmentFiles
+from kvstore.tiers.journal import Journal
+from kvstore.tiers.manifest import Put
 
 BLOCK_NBYTES = 65_536
+
+
+def refuse_sync(segment):
+    raise OSError(errno.EIO, "Input/output error")
 
 
 def config_for(path):
@@ -50,15 +58,32 @@ def test_a_flush_does_not_say_that_it_is_durable_when_the_device_refused(tmp_pat
         namespace = store.namespace(kvstore.NamespaceSpec(model="m", block_nbytes=BLOCK_NBYTES))
         keys = namespace.keys(np.arange(16 * 4, dtype=np.uint32))
 
-        def refuse(self, segment):
-            raise OSError(errno.EIO, "Input/output error")
-
         with monkeypatch.context() as broken:
-            broken.setattr(SegmentFiles, "sync", refuse)
+            broken.setattr(store.far._journal, "_sync", refuse_sync)
             namespace.put(keys, np.zeros((len(keys), BLOCK_NBYTES), dtype=np.uint8))
             assert not store.flush()
         assert "not durable: sync of segment" in caplog.text
         assert store.flush()  # nothing is left that could be made durable
+
+
+class AcceptingManifest:
+    def apply(self, changes):
+        pass
+
+
+def test_the_next_flush_hears_of_blocks_that_an_earlier_group_lost():
+    reported = threading.Event()
+    journal = Journal(AcceptingManifest(), refuse_sync, lambda segments: None, lambda reason: reported.set())
+    journal.add(Put(0, 1, np.zeros(1, dtype=ENTRY)), urgent=True)
+    assert reported.wait(60)  # the group is over before anybody asks
+    answers = []
+    for _ in range(2):
+        answers.append(Future())
+        journal.flush(answers[-1])
+        answers[-1].exception(timeout=60)
+    journal.close()
+    assert "sync of segment 0" in str(answers[0].exception())
+    assert answers[1].exception() is None
 
 
 def test_who_waits_for_a_prefetch_hears_that_the_store_was_closed(tmp_path):
