@@ -294,7 +294,7 @@ class Namespace:
         ids = self._index.find(keys)
         with self._lock:
             removed = self._index.remove(ids[ids != core.NONE], core.REMOVED, self._store.clock.time_s())
-            self._mover.reap(forget=True)
+            self._mover.reap()
         return int(removed)
 
     def clear(self) -> int:
@@ -302,7 +302,7 @@ class Namespace:
         self._store.check_open()
         with self._lock:
             removed = self._index.clear(self._number, self._store.clock.time_s())
-            self._mover.reap(forget=True)
+            self._mover.reap()
         return int(removed)
 
     def explain(self, keys: Keys) -> list[str]:

@@ -168,10 +168,11 @@ class Mover:
             elif self.far is not None:
                 self.far.free(places, self.sizes[ns].block_nbytes, forget=forget)
 
-    def reap(self, *, forget: bool = False) -> None:
-        """Give back what removed blocks occupied, as far as nobody leases them."""
+    def reap(self) -> None:
+        """Give back what removed blocks occupied, as far as nobody leases them; they must not come back at restart,
+        however late their last lease ended."""
         if self.index.num_removed:
-            self.give_back(self.index.reap(), forget=forget)
+            self.give_back(self.index.reap(), forget=True)
 
     def drop_entries(self, num_blocks: int, ns: int) -> None:
         """Make index entries free: the coldest blocks leave the cache altogether."""
@@ -365,7 +366,7 @@ class Mover:
         if len(ids):
             self.corrupt_blocks += len(ids)
             self.index.remove(ids, core.CORRUPT, self.clock.time_s())
-            self.reap(forget=True)
+            self.reap()
 
     def load_us(self, num_blocks: int, ns: int) -> int:
         """Estimate until `num_blocks` more far blocks are near: the queue and they, at the measured bandwidth."""

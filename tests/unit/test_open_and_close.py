@@ -86,6 +86,40 @@ def test_the_next_flush_hears_of_blocks_that_an_earlier_group_lost():
     assert answers[1].exception() is None
 
 
+def test_blocks_removed_under_a_lease_do_not_come_back_after_a_restart(tmp_path):
+    spec = kvstore.NamespaceSpec(model="m", block_nbytes=BLOCK_NBYTES)
+    with kvstore.open(config_for(tmp_path)) as store:
+        namespace = store.namespace(spec)
+        keys = namespace.keys(np.arange(16 * 4, dtype=np.uint32))
+        namespace.put(keys, np.zeros((len(keys), BLOCK_NBYTES), dtype=np.uint8))
+        assert store.flush()
+        with namespace.lease(keys):
+            assert namespace.remove(keys) == len(keys)
+        assert store.flush()
+    with kvstore.open(config_for(tmp_path)) as store:
+        assert store.namespace(spec).match(keys).num_blocks == 0
+
+
+def test_a_rotten_block_does_not_come_back_after_a_restart(tmp_path):
+    spec = kvstore.NamespaceSpec(model="m", block_nbytes=BLOCK_NBYTES)
+    with kvstore.open(config_for(tmp_path)) as store:
+        keys = store.namespace(spec).keys(np.arange(16 * 4, dtype=np.uint32))
+        store.namespace(spec).put(keys, np.ones((len(keys), BLOCK_NBYTES), dtype=np.uint8))
+        assert store.flush()
+    for path in (tmp_path / "segments").glob("*.seg"):
+        with path.open("r+b") as file:
+            file.seek(2 * BLOCK_NBYTES)  # of four blocks in one segment, the third
+            file.write(b"rot")
+    with kvstore.open(config_for(tmp_path)) as store:
+        assert store.namespace(spec).match(keys).num_blocks == 4
+        with store.namespace(spec).lease(keys) as lease:
+            assert lease.num_blocks == 2
+        assert store.stats()["mover"]["corrupt_blocks"] == 1
+        assert store.flush()
+    with kvstore.open(config_for(tmp_path)) as store:
+        assert store.namespace(spec).match(keys).num_blocks == 2
+
+
 def test_who_waits_for_a_prefetch_hears_that_the_store_was_closed(tmp_path):
     store = kvstore.open(config_for(tmp_path))
     namespace = store.namespace(kvstore.NamespaceSpec(model="m", block_nbytes=BLOCK_NBYTES))
