@@ -86,8 +86,9 @@ class Carry:
         lost = self._ids[len(new) :]
         if len(lost):
             self._release(lost)
-            mover.index.remove(lost, core.EVICTED, mover.clock.time_s())
-            mover.reap()
+            if self._far.usage().healthy:  # one that rests has places again later
+                mover.index.remove(lost, core.EVICTED, mover.clock.time_s())
+                mover.reap()
         if not len(new) or (len(failed) and not len(rotten)):
             self._far.free(new, nbytes, forget=True)
             self._release(self._ids[: len(new)])
