@@ -242,7 +242,7 @@ def test_full_vacate_and_room_again(tmp_path: Path) -> None:
     assert usage.used_nbytes == usage.capacity_nbytes == 14 * MIB
     assert len(tier.allocate(64 * KIB, 1)) == 0
     tier.free(places[20:24], 64 * KIB)
-    tier.allocate(64 * KIB, 4)
+    wait_until(lambda: len(tier.allocate(64 * KIB, 4)) == 4)  # a segment that is being prepared cannot be opened yet
     first, last = tier.vacate(64 * KIB)
     assert (first, last) == (
         PLACES_PER_SEGMENT,
