@@ -292,11 +292,26 @@ static uint32_t begin_one(kv_index *index, const uint8_t *key, uint32_t parent, 
     return id;
 }
 
+/* Does what the plan found still hold? Making room may have evicted a block that was not leased, a chain may name a
+ * block twice, and a block of another namespace goes when that is cleared: nothing may hang on any of them. */
+static int still_holds(const kv_index *index, const uint8_t *key, enum kv_plan plan, uint32_t id, uint32_t shard,
+                       uint16_t ns) {
+    if (plan == KV_WANTED) return kv_index_find(index, key) == KV_NONE;
+    const kv_record *record = &index->records[id];
+    uint8_t state = kv_state_of(record);
+    if (record->ns != ns || !kv_key_equals(record, key)) return 0;
+    if (plan == KV_PRESENT) return state == KV_VALID;
+    uint32_t mine = (index->links[id].prev | index->links[id].next) >> shard & 1;
+    return state == KV_WRITING && mine == (plan == KV_BUSY);
+}
+
 uint32_t kv_index_begin(kv_index *index, const uint8_t *keys, uint32_t num_keys, uint32_t shard, uint16_t ns,
                         const uint8_t *plan, uint32_t *ids, const uint32_t *places, uint32_t num_places) {
     uint32_t used = 0;
     int broken = 0;
     for (uint32_t i = 0; i < num_keys; i++) {
+        const uint8_t *key = keys + (size_t)i * KV_KEY_NBYTES;
+        broken |= !still_holds(index, key, (enum kv_plan)plan[i], ids[i], shard, ns);
         if (plan[i] == KV_PRESENT || plan[i] == KV_BUSY) continue;
         if (plan[i] == KV_JOIN && !broken) {
             index->links[ids[i]].prev |= 1u << shard;
@@ -305,8 +320,7 @@ uint32_t kv_index_begin(kv_index *index, const uint8_t *keys, uint32_t num_keys,
         ids[i] = KV_NONE;
         if (broken) continue;
         uint32_t parent = i > 0 ? ids[i - 1] : KV_NONE;
-        if (used < num_places)
-            ids[i] = begin_one(index, keys + (size_t)i * KV_KEY_NBYTES, parent, shard, ns, places[used]);
+        if (used < num_places) ids[i] = begin_one(index, key, parent, shard, ns, places[used]);
         if (ids[i] == KV_NONE) broken = 1;
         else used++;
     }

@@ -81,6 +81,35 @@ def test_places_that_run_out_end_the_run(index):
     assert (ids[:2] != core.NONE).all() and (ids[2:] == core.NONE).all()
 
 
+def test_nothing_is_reserved_on_a_block_that_was_evicted_after_the_plan(index):
+    keys = random_keys(5)
+    put(index, keys[:3])
+    _, plan, ids = index.plan(keys, 0)
+    index.evict_near(SLOT, False, 0)
+    assert index.begin(keys, 0, 1, plan, ids, np.arange(2, dtype=np.uint32)) == 0
+    assert ids[3:].tolist() == [core.NONE] * 2
+
+
+def test_a_chain_that_repeats_a_block_ends_there(index):
+    keys = random_keys(2)[[0, 0, 1]]
+    _, ids = reserve(index, keys, ns=2)
+    assert ids[0] != core.NONE and ids[1:].tolist() == [core.NONE] * 2
+    index.commit(ids[:1], 0)
+    plan, joined = reserve(index, keys, shard=1, ns=2)
+    assert plan[:2].tolist() == [core.JOIN] * 2 and joined[1] == core.NONE
+    index.commit(joined[:1], 1)
+    assert index.match(keys[:1])[0] == 1
+
+
+def test_a_chain_stays_within_its_namespace(index):
+    keys = random_keys(3)
+    put(index, keys[:1], ns=1)
+    _, ids = reserve(index, keys, ns=2)
+    assert ids[1:].tolist() == [core.NONE] * 2
+    index.clear(1, 0)
+    assert index.reap()
+
+
 def test_abandoned_reservation_leaves_nothing(index):
     keys = random_keys(4)
     _, ids = reserve(index, keys)
