@@ -69,6 +69,8 @@ void kv_evict_leased(const kv_index *index, const uint32_t *ids, uint32_t num_id
                 if (ids[sieve.slot[at] - 1] == id) leased[sieve.slot[at] - 1] = 1;
         }
     }
+    /* Pairs with the release of leases: what readers read under one that has ended was read before it is overwritten. */
+    atomic_thread_fence(memory_order_acquire);
 }
 
 /* After the marks of a batch and before the scan of the leases. */

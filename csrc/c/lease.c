@@ -212,21 +212,20 @@ void kv_lease_acquire(const kv_index *index, kv_table *table, const uint8_t *key
 }
 
 void kv_lease_release(kv_table *table, kv_held *held) {
-    if (held->group == KV_NONE) return;
+    pthread_mutex_lock(&table->lock); /* two threads may let go of one lease: its groups go back once */
     uint32_t left = held->num_blocks;
+    /* Release: what was read under the lease was read before it ends. */
+    atomic_thread_fence(memory_order_release);
     for (uint32_t group = held->group; group != KV_NONE; group = table->group_next[group]) {
         _Atomic uint32_t *leases = table->shared->lease + (size_t)group * KV_GROUP;
         uint32_t used = left < KV_GROUP ? left : KV_GROUP;
-        /* Release: what was read under the lease was read before it ends. */
-        atomic_thread_fence(memory_order_release);
         for (uint32_t i = 0; i < used; i++) atomic_store_explicit(&leases[i], 0, memory_order_relaxed);
         left -= used;
     }
-    pthread_mutex_lock(&table->lock);
     give_groups(table, held->group);
-    pthread_mutex_unlock(&table->lock);
     held->group = KV_NONE;
     held->num_blocks = held->num_near = 0;
+    pthread_mutex_unlock(&table->lock);
 }
 
 void kv_lease_ids(const kv_table *table, const kv_held *held, uint32_t *ids) {

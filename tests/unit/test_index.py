@@ -204,6 +204,19 @@ def test_a_lease_that_is_forgotten_ends_when_it_is_collected(index, leases):
     assert leases.used == 0
 
 
+def test_a_lease_that_is_collected_within_a_cycle_ends(index, leases):
+    class Owner:
+        pass
+
+    keys = random_keys(3)
+    put(index, keys)
+    grip, owner = leases.acquire(keys), Owner()
+    owner.grip, owner.itself = grip, owner
+    del grip, owner
+    gc.collect()
+    assert leases.used == 0
+
+
 def test_a_lease_table_has_a_limit(index, leases):
     keys = random_keys(1100)
     put(index, keys)

@@ -1,5 +1,6 @@
 """Arenas: one mapped region, slots for blocks in it, and views that keep what they show in place."""
 
+cimport cython
 from cpython.buffer cimport PyBuffer_FillInfo
 from cpython.memoryview cimport PyMemoryView_FromObject
 
@@ -178,6 +179,7 @@ cdef class Arena:
         return self._memory.fd
 
 
+@cython.no_gc_clear    # collected within somebody's cycle, it still has to say that nobody sees the blocks any more
 cdef class _Exporter:
     """Hands out the block at the cursor; only Window moves the cursor."""
 

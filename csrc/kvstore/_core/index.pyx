@@ -51,6 +51,7 @@ cdef uint32_t[::1] _u32(object array):
 
 
 @cython.freelist(64)
+@cython.no_gc_clear    # collected within somebody's cycle, it still needs its table to end the leases
 cdef class Grip:
     """The leases of one acquire: `num_blocks` leading blocks, the first `num_near` of them readable in place.
 
