@@ -54,7 +54,7 @@ class Sizes:
     block_tokens: int
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Transfer:
     """A batch under way between the tiers."""
 
