@@ -12,7 +12,7 @@ from kvstore import copying, hashing
 from kvstore._core import index as core
 from kvstore.arrays import NO_IDS, Ids, Keys
 from kvstore.block import BlockLayout, Match, PutResult
-from kvstore.errors import InvalidRequest, KVStoreError, LimitExceeded
+from kvstore.errors import InvalidRequest, LimitExceeded, Unavailable
 from kvstore.lease import Lease
 from kvstore.namespace import NamespaceSpec
 from kvstore.room import Room, reasons
@@ -172,9 +172,10 @@ class Namespace:
         return answer
 
     def _answer(self, answer: Future[Match], keys: Keys) -> None:
+        """A prefetch has ended; whoever waits for it is told, also that the store was closed under it."""
         try:
             answer.set_result(self.match(keys))
-        except KVStoreError as error:  # the store was closed meanwhile: whoever waits has to hear of it
+        except Unavailable as error:
             answer.set_exception(error)
 
     # ---- writing ----
@@ -196,11 +197,13 @@ class Namespace:
         clock = self._store.clock
         wait_ms = self._store.put_wait_ms if deadline_ms is None else deadline_ms
         deadline_us = clock.now_us() + int(wait_ms * 1000)
-        grip = self._leases.acquire(keys, counted=False)  # making room must not take away what this extends
+        grip = self.hold(keys)
         try:
-            self._check_stop(grip, len(keys))
             while True:
                 with self._lock:
+                    # Making room must not take away what this extends, nor what became stored since it was last asked.
+                    grip = self._again(keys, grip)
+                    self._check_stop(grip, len(keys))
                     late = clock.now_us() >= deadline_us
                     granted, progress = self._try_reserve(keys, shard, late)
                 if granted is not None:
@@ -291,8 +294,8 @@ class Namespace:
     def remove(self, keys: Keys) -> int:
         """Remove these blocks and every stored block that extends one of them; returns how many went."""
         self._store.check_open()
-        ids = self._index.find(keys)
         with self._lock:
+            ids = self._index.find(keys)  # under the lock: an id that was looked up before may be another block's now
             removed = self._index.remove(ids[ids != core.NONE], core.REMOVED, self._store.clock.time_s())
             self._mover.reap()
         return int(removed)
