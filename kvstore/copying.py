@@ -31,6 +31,11 @@ def _array_addresses(array: Any, num_blocks: int, nbytes: int, *, writable: bool
     return addresses[:num_blocks]
 
 
+def _in_use(arena: Arena, places: Places) -> memoryview:
+    """A view to hold while bytes move: the arena cannot be closed under it. Unavailable when it is closed already."""
+    return arena.window(places[:1], 1, readonly=True).views[0]
+
+
 def _copy(ours: Addresses, theirs: Addresses, nbytes: int, *, into_arena: bool) -> None:
     if into_arena:
         transfer.copy_pieces(ours, theirs, nbytes)
@@ -77,7 +82,8 @@ def out_of_arena(
 ) -> None:
     """Copy whole blocks at `places` to the caller's array or tensors. InvalidRequest when they do not fit."""
     if len(places):
-        _move(arena, places, spec.block_nbytes, 0, out, layout, block_ids, into_arena=False)
+        with _in_use(arena, places):
+            _move(arena, places, spec.block_nbytes, 0, out, layout, block_ids, into_arena=False)
 
 
 def into_arena(
@@ -92,7 +98,8 @@ def into_arena(
     """Copy one shard's parts from the caller's array or tensors to `places`. InvalidRequest when they do not fit."""
     if len(places):
         offset = shard * spec.part_nbytes
-        _move(arena, places, spec.part_nbytes, offset, blocks, layout, block_ids, into_arena=True)
+        with _in_use(arena, places):
+            _move(arena, places, spec.part_nbytes, offset, blocks, layout, block_ids, into_arena=True)
 
 
 def source_addresses(blocks: Any, num_blocks: int, nbytes: int) -> Addresses:
@@ -103,5 +110,6 @@ def source_addresses(blocks: Any, num_blocks: int, nbytes: int) -> Addresses:
 
 def from_addresses(arena: Arena, places: Places, spec: NamespaceSpec, shard: int, sources: Addresses) -> None:
     """Copy one shard's parts from addresses that `source_addresses` gave to `places`."""
-    base = arena.addresses(places) + np.uint64(shard * spec.part_nbytes)
-    transfer.copy_pieces(base, sources, spec.part_nbytes)
+    with _in_use(arena, places):
+        base = arena.addresses(places) + np.uint64(shard * spec.part_nbytes)
+        transfer.copy_pieces(base, sources, spec.part_nbytes)

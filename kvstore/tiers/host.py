@@ -37,8 +37,9 @@ class HostTier:
         return self.arena.allocate(nbytes, num_blocks)
 
     def free(self, places: Places, nbytes: int, *, forget: bool = False) -> None:
-        """Give places back; nothing outlives the process, so there is nothing to forget."""
-        self.arena.free(places, nbytes)
+        """Give places back; nothing outlives the process, so there is nothing to forget. After close they are gone."""
+        if not self._closed:
+            self.arena.free(places, nbytes)
 
     def write(
         self, places: Places, entries: Entries, buffers: Sequence[Buffer], deadline_us: int | None = None

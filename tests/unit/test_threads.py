@@ -14,12 +14,13 @@ import pytest
 
 import kvstore
 from kvstore.config import Config
-from kvstore.errors import LeaseExpired, LimitExceeded
+from kvstore.errors import LeaseExpired, LimitExceeded, Unavailable
 from kvstore.workload import check_payloads, fill_payloads
 
 NBYTES = 16 << 10
 NUM_THREADS = 4
 TURNS = 120
+VERBS = {"put": 6, "reserve": 2, "get": 6, "lease": 6, "prefetch": 2, "remove": 1, "clear": 0.2, "flush": 0.3}
 PREFIXES = 6  # few, so that the threads meet on the same chains
 
 
@@ -97,7 +98,7 @@ def settle(store: Any, *namespaces: Any) -> None:
 
 def turn(store: Any, ns: Any, rng: random.Random) -> None:
     keys = chain(ns, rng)
-    verb = rng.choices("put reserve get lease prefetch remove clear flush".split(), [6, 2, 6, 6, 2, 1, 0.2, 0.3])[0]
+    verb = rng.choices(list(VERBS), list(VERBS.values()))[0]
     if verb == "put":
         ns.put(keys, payloads(keys))
     elif verb == "reserve":
@@ -215,7 +216,7 @@ def test_a_prefetch_that_the_store_closes_under_is_answered(tmp_path):
     futures = [ns.prefetch(keys) for _ in range(3)]
     store.close()
     for future in futures:
-        with suppress(kvstore.errors.Unavailable):
+        with suppress(Unavailable):
             future.result(30)
 
 
@@ -252,4 +253,39 @@ def test_removal_never_takes_a_block_that_got_the_id_of_another(tmp_path):
         ns._index = store.index
         assert ns.match(old).num_blocks == 0
         assert ns.match(new).num_blocks == sum(interrupted)
+        settle(store, ns)
+
+
+@pytest.mark.parametrize("verb", ["copy_into", "fill"])
+def test_leases_and_reservations_that_outlive_the_store_are_refused(tmp_path, verb):
+    store = opened(tmp_path, **{"disk.nbytes": 0})
+    ns = store.namespace(spec())
+    keys, more = (ns.keys(np.full(4, token, dtype=np.uint32)) for token in (1, 2))
+    ns.put(keys, payloads(keys))
+    lease, room = ns.lease(keys), ns.reserve(more)
+    store.close()
+    with pytest.raises(Unavailable, match="closed"):
+        lease.copy_into(np.empty((4, NBYTES), np.uint8)) if verb == "copy_into" else room.fill(payloads(more))
+    lease.release()
+    room.release()
+
+
+def test_a_store_is_not_closed_under_a_copy(tmp_path, monkeypatch):
+    copy, refused = kvstore.copying.transfer.copy_pieces, []
+
+    def copy_and_close(*pieces: Any) -> None:
+        with pytest.raises(Unavailable, match="in use") as raised:
+            store.close()
+        refused.append(raised)
+        copy(*pieces)
+
+    with opened(tmp_path, **{"disk.nbytes": 0}) as store:
+        ns = store.namespace(spec())
+        keys = chain(ns, random.Random(0))
+        monkeypatch.setattr(kvstore.copying.transfer, "copy_pieces", copy_and_close)
+        ns.put(keys, payloads(keys))
+        num, out = ns.get(keys)
+        monkeypatch.undo()
+        assert num == len(keys) and len(refused) == 2
+        assert_right(keys, out)
         settle(store, ns)
