@@ -147,7 +147,7 @@ void kv_index_unhash(kv_index *index, uint32_t id) {
     }
 }
 
-uint32_t kv_index_match(const kv_index *index, const uint8_t *keys, uint32_t num_keys, uint32_t *num_near,
+uint32_t kv_index_match(const kv_index *index, uint32_t ns, const uint8_t *keys, uint32_t num_keys, uint32_t *num_near,
                         uint32_t *near_total) {
     uint32_t matched = 0;
     *num_near = *near_total = 0;
@@ -160,6 +160,7 @@ uint32_t kv_index_match(const kv_index *index, const uint8_t *keys, uint32_t num
         if (id == KV_NONE) break;
         uint8_t state = kv_state_of(&index->records[id]);
         if (state != KV_VALID && state != KV_EVICT) break;
+        if (ns != KV_NONE && index->records[id].ns != ns) break;
         if (kv_is_near(&index->records[id])) {
             if (*num_near == matched) ++*num_near;
             ++*near_total;

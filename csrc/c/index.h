@@ -187,9 +187,9 @@ double kv_index_nbytes_per_entry(const kv_index *index);
 /* Exact lookup for the writer: the id in whatever state but FREE and REMOVED, or KV_NONE. */
 uint32_t kv_index_find(const kv_index *index, const uint8_t *key);
 
-/* Readers: leading blocks that are VALID; protects nothing. Returns how many; `*num_near` of them lead in the near
- * tier without a gap, `*near_total` are near anywhere. */
-uint32_t kv_index_match(const kv_index *index, const uint8_t *keys, uint32_t num_keys, uint32_t *num_near,
+/* Readers: leading blocks that are VALID, of namespace `ns` unless that is KV_NONE; protects nothing. Returns how many;
+ * `*num_near` of them lead in the near tier without a gap, `*near_total` are near anywhere. */
+uint32_t kv_index_match(const kv_index *index, uint32_t ns, const uint8_t *keys, uint32_t num_keys, uint32_t *num_near,
                         uint32_t *near_total);
 
 enum kv_plan { KV_PRESENT = 0, KV_BUSY = 1, KV_JOIN = 2, KV_WANTED = 3 };

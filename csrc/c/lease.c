@@ -161,6 +161,9 @@ static uint32_t acquire_group(const kv_index *index, _Atomic uint32_t *leases, c
         const kv_record *record = &index->records[ids[got]];
         enum verdict verdict = judge(record, key);
         if (verdict == OTHER) verdict = acquire_slowly(index, &leases[got], key, &ids[got]);
+        /* Leased, so it stays what it is. Blocks of two namespaces may differ in size: never one prefix. */
+        if (verdict == HELD && held->num_blocks == 0) held->ns = index->records[ids[got]].ns;
+        if (verdict == HELD && index->records[ids[got]].ns != held->ns) verdict = OTHER;
         if (verdict != HELD) {
             held->stop = verdict == BUSY ? KV_STOP_BUSY : KV_STOP_MISS;
             break;

@@ -41,6 +41,7 @@ struct kv_table {
 typedef struct {
     uint32_t group, num_blocks, num_near;
     uint32_t stop; /* kv_stop: why it ended before the last key */
+    uint32_t ns;   /* of the blocks held: a key of another namespace ends the prefix */
 } kv_held;
 
 enum kv_stop {

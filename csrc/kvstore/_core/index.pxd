@@ -52,7 +52,7 @@ cdef extern from "index.h" nogil:
     void kv_index_destroy(kv_index *index)
     double kv_index_nbytes_per_entry(const kv_index *index)
     uint32_t kv_index_find(const kv_index *index, const uint8_t *key)
-    uint32_t kv_index_match(const kv_index *index, const uint8_t *keys, uint32_t num_keys, uint32_t *num_near,
+    uint32_t kv_index_match(const kv_index *index, uint32_t ns, const uint8_t *keys, uint32_t num_keys, uint32_t *num_near,
                             uint32_t *near_total)
     uint32_t kv_index_plan(const kv_index *index, const uint8_t *keys, uint32_t num_keys, uint32_t shard,
                            uint8_t *plan, uint32_t *ids)
@@ -84,7 +84,7 @@ cdef extern from "lease.h" nogil:
     enum: KV_GROUP
     enum: KV_TOUCHES
     ctypedef struct kv_held:
-        uint32_t group, num_blocks, num_near, stop
+        uint32_t group, num_blocks, num_near, stop, ns
     ctypedef struct kv_leases:
         uint32_t entries_max
     ctypedef struct kv_table:
@@ -151,6 +151,7 @@ cdef class Grip:
     cdef readonly uint32_t num_blocks
     cdef readonly uint32_t num_near
     cdef readonly uint32_t stop
+    cdef readonly uint32_t ns
 
 
 cdef int keys_of(object keys, Py_buffer *view) except -1

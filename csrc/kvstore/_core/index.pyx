@@ -132,6 +132,7 @@ cdef class LeaseTable:
         grip.num_blocks = grip._held.num_blocks
         grip.num_near = grip._held.num_near
         grip.stop = grip._held.stop
+        grip.ns = grip._held.ns
         return grip
 
     def counts(self):
@@ -190,12 +191,13 @@ cdef class Index:
 
     # ---- reading ----
 
-    def match(self, keys):
-        """(leading blocks stored, leading ones of them near, near ones in all). Protects nothing."""
+    def match(self, keys, uint32_t ns=KV_NONE):
+        """(leading blocks stored, leading ones of them near, near ones in all), of one namespace if `ns` names it.
+        Protects nothing."""
         cdef Py_buffer view
         cdef uint32_t near = 0, near_total = 0, matched
         keys_of(keys, &view)
-        matched = kv_index_match(&self._index, <const uint8_t *>view.buf, <uint32_t>(view.len // KV_KEY_NBYTES),
+        matched = kv_index_match(&self._index, ns, <const uint8_t *>view.buf, <uint32_t>(view.len // KV_KEY_NBYTES),
                                  &near, &near_total)
         PyBuffer_Release(&view)
         return matched, near, near_total
