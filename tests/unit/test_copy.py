@@ -226,3 +226,15 @@ def test_list_addresses_name_the_buffer_that_does_not_fit() -> None:
         with pytest.raises(InvalidRequest, match=rf"buffers\[1\].*{reason}"):
             transfer.list_addresses([good, bad], 64, writable=True)  # type: ignore[list-item]
     good.append(0)  # a buffer still exported could not grow
+
+
+@pytest.mark.parametrize("wrap", [lambda array: array, memoryview], ids=["array", "memoryview"])
+def test_references_to_python_objects_are_never_copied_over(wrap: object) -> None:
+    objects = wrap(np.array([object()] * 8, dtype=object))  # type: ignore[operator]
+    for call in (
+        lambda: transfer.piece_addresses(objects, 8, writable=True),
+        lambda: transfer.strided_addresses(objects, [0], 8, writable=True),
+        lambda: transfer.list_addresses([objects], 64, writable=True),
+    ):
+        with pytest.raises(InvalidRequest, match="holds Python objects"):
+            call()

@@ -164,10 +164,20 @@ cdef str _describe(value):
     return f"of type {type(value).__name__}"
 
 
+# Bytes copied over references to Python objects would crash the process. A numpy type that has no name in the buffer
+# protocol (bfloat16) can be opened without one, so that numpy is asked itself.
+cdef bint _holds_objects(buffer):
+    if isinstance(buffer, np.ndarray):
+        return buffer.dtype.hasobject
+    return isinstance(buffer, memoryview) and "O" in buffer.format
+
+
 # Opens `view`; the caller releases it. `index` is the place of the buffer in a sequence, -1 for none.
 cdef int _open_buffer(
     buffer, Py_buffer* view, int layout, bint writable, str name, Py_ssize_t index=-1
 ) except -1:
+    if _holds_objects(buffer):
+        raise InvalidRequest(f"{name} is {_describe(buffer)}, which holds Python objects; allowed: plain numbers")
     try:
         PyObject_GetBuffer(buffer, view, layout | (PyBUF_WRITABLE if writable else 0))
     except (TypeError, ValueError, BufferError) as error:
