@@ -78,12 +78,17 @@ def mix_keys(seed, hashes):
     """
     _check_seed(seed)
     if not isinstance(hashes, np.ndarray):
-        hashes = list(hashes)
-        widths = {len(one) if isinstance(one, bytes) else -1 for one in hashes}
-        if len(widths) > 1 or -1 in widths:
-            raise InvalidRequest("block_hashes must be byte strings of one length")
+        try:
+            hashes = list(hashes)
+        except TypeError:
+            raise InvalidRequest(f"block_hashes={hashes!r:.80} is not a sequence of byte strings") from None
+        widths = {len(one) if isinstance(one, bytes) else 0 for one in hashes}
+        if len(widths) > 1 or 0 in widths:
+            raise InvalidRequest(
+                f"block_hashes must be byte strings of one length, 1 to {HASH_WIDTH_MAX} bytes, not {hashes!r:.80}"
+            )
         width = widths.pop() if widths else 1
-        hashes = np.frombuffer(b"".join(hashes), dtype=np.uint8).reshape(-1, max(1, width))
+        hashes = np.frombuffer(b"".join(hashes), dtype=np.uint8).reshape(-1, width)
     if hashes.dtype != np.uint8 or hashes.ndim != 2 or not 1 <= hashes.shape[1] <= HASH_WIDTH_MAX:
         raise InvalidRequest(
             f"block_hashes must be uint8 (n, 1 to {HASH_WIDTH_MAX}), not {hashes.dtype} {hashes.shape}"
