@@ -21,7 +21,8 @@ class Breaker:
         self._reason = ""
 
     def succeed(self) -> None:
-        self._num_failures, self._backoff_us, self._reason = 0, BACKOFF_FIRST_US, ""
+        self._num_failures, self._open_until_us = 0, 0
+        self._backoff_us, self._reason = BACKOFF_FIRST_US, ""
 
     def fail(self, reason: str, now_us: int) -> None:
         self._num_failures += 1
