@@ -306,12 +306,23 @@ static int still_holds(const kv_index *index, const uint8_t *key, enum kv_plan p
     return state == KV_WRITING && mine == (plan == KV_BUSY);
 }
 
+/* A chain that names a block a second time: that position is BUSY, like any block which is being written already. */
+static int is_repeat(const kv_index *index, const uint8_t *key, enum kv_plan plan, uint32_t *id, uint32_t shard) {
+    if (plan == KV_WANTED) *id = kv_index_find(index, key);
+    else if (plan != KV_JOIN) return 0;
+    return *id != KV_NONE && kv_state_of(&index->records[*id]) == KV_WRITING && index->links[*id].prev >> shard & 1;
+}
+
 uint32_t kv_index_begin(kv_index *index, const uint8_t *keys, uint32_t num_keys, uint32_t shard, uint16_t ns,
-                        const uint8_t *plan, uint32_t *ids, const uint32_t *places, uint32_t num_places) {
+                        uint8_t *plan, uint32_t *ids, const uint32_t *places, uint32_t num_places) {
     uint32_t used = 0;
     int broken = 0;
     for (uint32_t i = 0; i < num_keys; i++) {
         const uint8_t *key = keys + (size_t)i * KV_KEY_NBYTES;
+        if (is_repeat(index, key, (enum kv_plan)plan[i], &ids[i], shard)) {
+            plan[i] = KV_BUSY;
+            continue;
+        }
         broken |= !still_holds(index, key, (enum kv_plan)plan[i], ids[i], shard, ns);
         if (plan[i] == KV_PRESENT || plan[i] == KV_BUSY) continue;
         if (plan[i] == KV_JOIN && !broken) {

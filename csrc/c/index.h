@@ -198,10 +198,11 @@ enum kv_plan { KV_PRESENT = 0, KV_BUSY = 1, KV_JOIN = 2, KV_WANTED = 3 };
 uint32_t kv_index_plan(const kv_index *index, const uint8_t *keys, uint32_t num_keys, uint32_t shard, uint8_t *plan,
                        uint32_t *ids);
 /* Second half: gives WANTED positions the places in order; a position without one ends the run and stays KV_NONE
- * in `ids`, as do WANTED and JOIN positions behind it, and behind one that is not as planned any more. Joined and new
- * ids belong to this reservation now. */
+ * in `ids`, as do WANTED and JOIN positions behind it, and behind one that is not as planned any more. A position that
+ * repeats an earlier one becomes BUSY in `plan`, with the id of that one. Joined and new ids belong to this reservation
+ * now. */
 uint32_t kv_index_begin(kv_index *index, const uint8_t *keys, uint32_t num_keys, uint32_t shard, uint16_t ns,
-                        const uint8_t *plan, uint32_t *ids, const uint32_t *places, uint32_t num_places);
+                        uint8_t *plan, uint32_t *ids, const uint32_t *places, uint32_t num_places);
 /* Commit part `shard` of reserved ids; complete blocks become visible once their parents are. Returns how many
  * became visible now; `committed[i]` = 0 where the id can no longer become visible. A commit is an access: touches that
  * came before it are drained before it (kv_evict_drain), or the order is wrong. `published` (room for num_ids +

@@ -388,3 +388,14 @@ def test_an_index_can_be_filled_to_the_last_entry():
 
 def test_metadata_stays_under_100_bytes_per_block():
     assert Index(1 << 20).nbytes_per_entry <= 100
+
+
+def test_a_key_that_comes_twice_is_reserved_once(index):
+    keys = random_keys(3)[[0, 0, 1, 2, 1]]
+    wanted, plan, ids = index.plan(keys, 0)
+    assert wanted == 5
+    assert index.begin(keys, 0, 1, plan, ids, np.arange(5, dtype=np.uint32)) == 3
+    assert plan.tolist() == [core.WANTED, core.BUSY, core.WANTED, core.WANTED, core.BUSY]
+    assert ids[1] == ids[0] and ids[4] == ids[2]
+    index.commit(ids[plan == core.WANTED], 0)
+    assert index.counts()["entries"] == 3 and index.match(keys)[0] == 5

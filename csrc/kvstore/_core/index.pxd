@@ -57,7 +57,7 @@ cdef extern from "index.h" nogil:
     uint32_t kv_index_plan(const kv_index *index, const uint8_t *keys, uint32_t num_keys, uint32_t shard,
                            uint8_t *plan, uint32_t *ids)
     uint32_t kv_index_begin(kv_index *index, const uint8_t *keys, uint32_t num_keys, uint32_t shard, uint16_t ns,
-                            const uint8_t *plan, uint32_t *ids, const uint32_t *places, uint32_t num_places)
+                            uint8_t *plan, uint32_t *ids, const uint32_t *places, uint32_t num_places)
     uint32_t kv_index_commit(kv_index *index, const uint32_t *ids, uint32_t num_ids, uint32_t shard,
                              uint8_t *committed, uint32_t *published)
     void kv_index_abandon(kv_index *index, const uint32_t *ids, uint32_t num_ids, uint32_t shard)

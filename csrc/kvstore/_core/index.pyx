@@ -298,11 +298,15 @@ cdef class Index:
         if num_keys:
             wanted = kv_index_plan(&self._index, <const uint8_t *>view.buf, num_keys, shard, &plan[0], &ids[0])
         PyBuffer_Release(&view)
+        for i in range(num_keys if ns >= 0 else 0):
+            if ids[i] != KV_NONE and self._index.records[ids[i]].ns != ns:
+                raise InvalidRequest(f"keys[{i}] is a key of another namespace")
         return wanted, plan_out, ids_out
 
-    def begin(self, keys, uint32_t shard, uint32_t ns, const uint8_t[::1] plan, uint32_t[::1] ids,
+    def begin(self, keys, uint32_t shard, uint32_t ns, uint8_t[::1] plan, uint32_t[::1] ids,
               const uint32_t[::1] places):
-        """Reserve what `plan` found wanted, as far as `places` reach; fills `ids`. Returns the places used."""
+        """Reserve what `plan` found wanted, as far as `places` reach; fills `ids` (and `plan`: BUSY where a key
+        repeats an earlier one). Returns the places used."""
         cdef Py_buffer view
         cdef uint32_t used = 0
         keys_of(keys, &view)
