@@ -189,7 +189,7 @@ class BlockStore:
 
     def commit(self, ids: Ids, shard: int, ns: int) -> int:
         """Commit one part of reserved blocks; returns how many had been undone before."""
-        published, committed = self.index.commit(ids, shard)
+        published, committed = self.index.commit(ids, shard, self.clock.time_s())
         if self.far is not None and len(published):
             _, _, _, namespaces, _ = self.index.describe(published)
             if (namespaces == ns).all():
@@ -205,7 +205,8 @@ class BlockStore:
     def settle_locked(self) -> None:
         """Undo reservations that were left or whose time is up."""
         while self.abandoned:
-            self.index.abandon(*self.abandoned.popleft())
+            ids, shard = self.abandoned.popleft()
+            self.index.abandon(ids, shard, self.clock.time_s())
             self.mover.reap()
         now_us = self.clock.now_us()
         while self._reserved:

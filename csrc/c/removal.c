@@ -23,6 +23,7 @@ static void let_go(kv_index *index, uint32_t id, enum kv_reason reason) {
         return;
     }
     if (record->flags & KV_ORPHAN) return;
+    kv_index_note_ghost(index, id, reason);
     kv_index_unhash(index, id);
     kv_index_detach(index, id);
     if (index->links[id].next == index->namespaces[record->ns].all_parts) index->counts.num_waiting--;

@@ -399,3 +399,11 @@ def test_a_key_that_comes_twice_is_reserved_once(index):
     assert ids[1] == ids[0] and ids[4] == ids[2]
     index.commit(ids[plan == core.WANTED], 0)
     assert index.counts()["entries"] == 3 and index.match(keys)[0] == 5
+
+
+def test_what_was_abandoned_says_when(index):
+    keys = random_keys(2)
+    _, ids = reserve(index, keys)
+    index.abandon(ids, 0, 1234)
+    assert index.ghosts(keys) == [(core.ABANDONED, 1234)] * 2
+    index.reap()

@@ -317,9 +317,10 @@ cdef class Index:
         PyBuffer_Release(&view)
         return used
 
-    def commit(self, ids, uint32_t shard):
+    def commit(self, ids, uint32_t shard, uint32_t now_s=0):
         """Commit part `shard`; returns (ids that became visible, per id 1, or 0 where it never can)."""
         cdef uint32_t[::1] view = self._ids(ids)
+        self._index.now_s = now_s
         out = np.empty(view.shape[0], dtype=np.uint8)
         published_out = np.empty(view.shape[0] + self._index.counts.num_waiting, dtype=np.uint32)
         cdef uint8_t[::1] committed = out
@@ -331,9 +332,10 @@ cdef class Index:
                                             &published[0])
         return published_out[:num_published], out
 
-    def abandon(self, ids, uint32_t shard):
+    def abandon(self, ids, uint32_t shard, uint32_t now_s=0):
         """Undo part `shard` of a reservation; `reap` hands out what came free."""
         cdef uint32_t[::1] view = self._ids(ids)
+        self._index.now_s = now_s
         if view.shape[0]:
             kv_index_abandon(&self._index, &view[0], <uint32_t>view.shape[0], shard)
 
