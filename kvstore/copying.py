@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,105 +11,108 @@ from numpy.typing import NDArray
 from kvstore._core import transfer
 from kvstore._core.arena import Arena
 from kvstore.block import BlockLayout
+from kvstore.checks import described, whole_number
 from kvstore.errors import InvalidRequest
-from kvstore.namespace import NamespaceSpec
 from kvstore.tiers.base import Places
 
 Addresses = NDArray[np.uint64]
-BlockIds = NDArray[np.integer[Any]]
 
 
-def _array_addresses(array: Any, num_blocks: int, nbytes: int, *, writable: bool) -> Addresses:
-    """One address per block of a (≥ num_blocks, nbytes) array, or of a sequence of buffers."""
-    if isinstance(array, (list, tuple)):
-        if len(array) < num_blocks:
-            raise InvalidRequest(f"{len(array)} buffers are too few for {num_blocks} blocks")
-        return transfer.list_addresses(array[:num_blocks], nbytes, writable=writable)
-    addresses = transfer.piece_addresses(array, nbytes, writable=writable)
-    if len(addresses) < num_blocks:
-        raise InvalidRequest(f"a buffer of {len(addresses)} blocks of {nbytes} bytes is too small for {num_blocks}")
-    return addresses[:num_blocks]
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One stretch of every block: where it starts in the block, its bytes, and where the caller has it, per block."""
+
+    start: int
+    nbytes: int
+    addresses: Addresses
 
 
-def _in_use(arena: Arena, places: Places) -> memoryview:
-    """A view to hold while bytes move: the arena cannot be closed under it. Unavailable when it is closed already."""
-    return arena.window(places[:1], 1, readonly=True).views[0]
+@dataclass(frozen=True, slots=True)
+class Located:
+    """Where the caller's blocks lie. `owner` keeps the memory alive, `what` names it in errors."""
+
+    what: str
+    num_blocks: int
+    pieces: list[Piece]
+    owner: Any
+
+    def require(self, num_blocks: int) -> Located:
+        """InvalidRequest unless there are exactly so many: with more of them the first ones could be the wrong ones."""
+        if self.num_blocks != num_blocks:
+            raise InvalidRequest(f"{self.what} are for {self.num_blocks} blocks, not for {num_blocks}")
+        return self
+
+    def require_room(self, num_blocks: int) -> Located:
+        """InvalidRequest when there are fewer."""
+        return self if self.num_blocks > num_blocks else self.require(num_blocks)
 
 
-def _copy(ours: Addresses, theirs: Addresses, nbytes: int, *, into_arena: bool) -> None:
-    if into_arena:
-        transfer.copy_pieces(ours, theirs, nbytes)
-    else:
-        transfer.copy_pieces(theirs, ours, nbytes)
+def locate(other: Any, nbytes: int, layout: BlockLayout | None, block_ids: Any, *, writable: bool) -> Located:
+    """Find blocks of `nbytes` in an array (num_blocks, nbytes), a list of buffers, or rows of one tensor per piece.
+
+    Everything is checked before anything moves. Errors: InvalidRequest.
+    """
+    if layout is not None:
+        return _located_tensors(other, nbytes, layout, block_ids, writable=writable)
+    if block_ids is not None:
+        raise InvalidRequest(f"block_ids={described(block_ids)} without a layout: give both or none")
+    if isinstance(other, (list, tuple)):
+        addresses = transfer.list_addresses(other, nbytes, writable=writable)
+        return Located("the buffers", len(addresses), [Piece(0, nbytes, addresses)], other)
+    _check_rows(other, nbytes)
+    addresses = transfer.piece_addresses(other, nbytes, writable=writable)
+    return Located("the rows of the array", len(addresses), [Piece(0, nbytes, addresses)], other)
 
 
-def _move(
-    arena: Arena,
-    places: Places,
-    nbytes: int,
-    offset: int,
-    other: Any,
-    layout: BlockLayout | None,
-    block_ids: BlockIds | None,
-    *,
-    into_arena: bool,
-) -> None:
-    base = arena.addresses(places) + np.uint64(offset)
-    if layout is None:
-        theirs = _array_addresses(other, len(places), nbytes, writable=not into_arena)
-        _copy(base, theirs, nbytes, into_arena=into_arena)
-        return
-    if block_ids is None or len(block_ids) != len(places):
-        given = "none" if block_ids is None else len(block_ids)
-        raise InvalidRequest(f"block_ids must name one tensor row for each of {len(places)} blocks, not {given}")
-    for tensor, piece_nbytes, start in _pieces(other, layout, nbytes):
-        theirs = transfer.strided_addresses(tensor, block_ids, piece_nbytes, writable=not into_arena)
-        _copy(base + np.uint64(start), theirs, piece_nbytes, into_arena=into_arena)
+def _check_rows(array: Any, nbytes: int) -> None:
+    """An array of more than one axis has a block in each row: the same number of bytes cut in another way is not it."""
+    try:
+        view = array if isinstance(array, np.ndarray) else memoryview(array)
+    except TypeError:
+        raise InvalidRequest(f"{described(array)} is neither an array nor a list of buffers") from None
+    shape = view.shape or ()
+    if not shape or (len(shape) > 1 and int(np.prod(shape[1:])) * view.itemsize != nbytes):
+        raise InvalidRequest(
+            f"an array of shape {shape} and {view.itemsize} bytes an element does not have a block of {nbytes} bytes "
+            "in each row"
+        )
 
 
-def _pieces(tensors: Sequence[Any], layout: BlockLayout, nbytes: int) -> list[tuple[Any, int, int]]:
-    """(tensor, bytes of a piece, where it starts in the block), checked whole before anything moves."""
-    if layout.block_nbytes != nbytes:
-        raise InvalidRequest(f"the layout's pieces make {layout.block_nbytes} bytes, a block has {nbytes}")
-    if not isinstance(tensors, (list, tuple)) or len(tensors) != len(layout.pieces):
-        raise InvalidRequest(f"the layout has {len(layout.pieces)} pieces: as many tensors are needed")
-    starts = np.concatenate([[0], np.cumsum(layout.pieces)[:-1]])
-    return [(tensor, piece, int(start)) for tensor, piece, start in zip(tensors, layout.pieces, starts, strict=True)]
+def _located_tensors(tensors: Any, nbytes: int, layout: BlockLayout, block_ids: Any, *, writable: bool) -> Located:
+    if not isinstance(layout, BlockLayout) or not isinstance(layout.pieces, tuple):
+        raise InvalidRequest(f"layout={described(layout)} is not a BlockLayout with a tuple of pieces")
+    sizes = [whole_number("a piece of the layout", piece, 1, nbytes) for piece in layout.pieces]
+    if sum(sizes) != nbytes:
+        raise InvalidRequest(f"the layout's pieces make {sum(sizes)} bytes, a block has {nbytes}")
+    if not isinstance(tensors, (list, tuple)) or len(tensors) != len(sizes):
+        given = len(tensors) if isinstance(tensors, (list, tuple)) else described(tensors)
+        raise InvalidRequest(f"the layout has {len(sizes)} pieces: a list of as many tensors is needed, not {given}")
+    if block_ids is None:
+        raise InvalidRequest("block_ids=None: with a layout they name one tensor row for each block")
+    pieces, start = [], 0
+    for tensor, size in zip(tensors, sizes, strict=True):
+        pieces.append(Piece(start, size, transfer.strided_addresses(tensor, block_ids, size, writable=writable)))
+        start += size
+    return Located("block_ids", len(pieces[0].addresses), pieces, tensors)
 
 
-def out_of_arena(
-    arena: Arena, places: Places, spec: NamespaceSpec, out: Any, layout: BlockLayout | None, block_ids: BlockIds | None
-) -> None:
-    """Copy whole blocks at `places` to the caller's array or tensors. InvalidRequest when they do not fit."""
-    if len(places):
-        with _in_use(arena, places):
-            _move(arena, places, spec.block_nbytes, 0, out, layout, block_ids, into_arena=False)
+def out_of_arena(arena: Arena, places: Places, out: Located) -> None:
+    """Copy whole blocks at `places` to the caller's leading ones."""
+    arena.begin_use()
+    try:
+        base = arena.addresses(places)
+        for piece in out.pieces:
+            transfer.copy_pieces(piece.addresses[: len(places)], base + np.uint64(piece.start), piece.nbytes)
+    finally:
+        arena.end_use()
 
 
-def into_arena(
-    arena: Arena,
-    places: Places,
-    spec: NamespaceSpec,
-    shard: int,
-    blocks: Any,
-    layout: BlockLayout | None,
-    block_ids: BlockIds | None,
-) -> None:
-    """Copy one shard's parts from the caller's array or tensors to `places`. InvalidRequest when they do not fit."""
-    if len(places):
-        offset = shard * spec.part_nbytes
-        with _in_use(arena, places):
-            _move(arena, places, spec.part_nbytes, offset, blocks, layout, block_ids, into_arena=True)
-
-
-def source_addresses(blocks: Any, num_blocks: int, nbytes: int) -> Addresses:
-    """Where each of `num_blocks` blocks lies in the caller's array or list of buffers; checked before anything is
-    reserved. The caller keeps `blocks` alive while the addresses are used."""
-    return _array_addresses(blocks, num_blocks, nbytes, writable=False)
-
-
-def from_addresses(arena: Arena, places: Places, spec: NamespaceSpec, shard: int, sources: Addresses) -> None:
-    """Copy one shard's parts from addresses that `source_addresses` gave to `places`."""
-    with _in_use(arena, places):
-        base = arena.addresses(places) + np.uint64(shard * spec.part_nbytes)
-        transfer.copy_pieces(base, sources, spec.part_nbytes)
+def into_arena(arena: Arena, places: Places, offset: int, blocks: Located, chosen: NDArray[np.intp] | slice) -> None:
+    """Copy the `chosen` ones of the caller's blocks to `offset` (one shard's part begins there) of `places`."""
+    arena.begin_use()
+    try:
+        base = arena.addresses(places) + np.uint64(offset)
+        for piece in blocks.pieces:
+            transfer.copy_pieces(base + np.uint64(piece.start), piece.addresses[chosen], piece.nbytes)
+    finally:
+        arena.end_use()

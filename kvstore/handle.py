@@ -7,15 +7,18 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kvstore import copying, hashing
 from kvstore._core import index as core
 from kvstore.arrays import NO_IDS, Ids, Keys
 from kvstore.block import BlockLayout, Match, PutResult
+from kvstore.checks import checked_keys, duration_us, whole_number
+from kvstore.copying import Located
 from kvstore.errors import InvalidRequest, LimitExceeded, Unavailable
 from kvstore.lease import Lease
 from kvstore.namespace import NamespaceSpec
-from kvstore.room import Room, reasons
+from kvstore.room import Room, granted_of, reasons
 from kvstore.tiers.base import Places
 
 if TYPE_CHECKING:
@@ -58,6 +61,8 @@ class Namespace:
         Or from an engine's own chained block hashes, one key each, mixed with this namespace's digest. A trailing
         partial block has no key. Errors: InvalidRequest.
         """
+        if (token_ids is None) == (block_hashes is None):
+            raise InvalidRequest("keys are made of either token_ids or block_hashes: give one of them")
         if block_hashes is not None:
             return hashing.mix_keys(self._seed, block_hashes)
         return hashing.chain_keys(self._seed, token_ids, self.spec.block_tokens, self.spec.hash)
@@ -67,7 +72,7 @@ class Namespace:
     def match(self, keys: Keys) -> Match:
         """The longest stored prefix of `keys`, where it lies, and how long it would take to read. Protects nothing."""
         self._store.check_open()
-        num_blocks, _, near = self._index.match(keys)
+        num_blocks, _, near = self._index.match(checked_keys(keys), self._number)
         far = num_blocks - near
         by_tier = {}
         if near:
@@ -84,17 +89,19 @@ class Namespace:
         InvalidRequest for malformed keys, LimitExceeded over the number of blocks that can be leased at a time.
         """
         self._store.check_open()
-        grip = self._leases.acquire(keys)
+        keys, deadline_us = checked_keys(keys), self._deadline_us(deadline_ms)
+        grip = self._leases.acquire(keys, ns=self._number)
         if grip.stop <= core.STOP_MISS and grip.num_near == grip.num_blocks:
             return Lease(self, grip, len(keys))
-        return self._lease_far(keys, grip, deadline_ms)
+        return self._lease_far(keys, grip, deadline_us)
 
-    def _lease_far(self, keys: Keys, grip: Grip, deadline_ms: float | None) -> Lease:
+    def _deadline_us(self, deadline_ms: float | None) -> int | None:
+        return None if deadline_ms is None else self._store.clock.now_us() + duration_us("deadline_ms", deadline_ms)
+
+    def _lease_far(self, keys: Keys, grip: Grip, deadline_us: int | None) -> Lease:
         """The leased prefix goes on in the far tier (or an eviction was in the way): bring it near."""
         clock = self._store.clock
-        began_us = clock.now_us()
-        deadline_us = None if deadline_ms is None else began_us + int(deadline_ms * 1000)
-        room_us = began_us + self._store.put_wait_ms * 1000  # until then only blocks with a far copy make room
+        room_us = clock.now_us() + self._store.put_wait_ms * 1000  # until then only blocks with a far copy make room
         load_us = 0
         num_near = grip.num_near
         for _ in range(ROUNDS_MAX):
@@ -121,7 +128,7 @@ class Namespace:
 
     def _again(self, keys: Keys, grip: Grip) -> Grip:
         """Ask again without letting go in between."""
-        newer = self._leases.acquire(keys, counted=False)
+        newer = self._leases.acquire(keys, counted=False, ns=self._number)
         grip.release()
         return newer
 
@@ -143,7 +150,13 @@ class Namespace:
         return not transfer.future.done() or bool(transfer.future.result()[0] == 0)
 
     def get(self, keys: Keys, out: Any = None, deadline_ms: float | None = None) -> tuple[int, Any]:
-        """Copy the leading readable blocks out: (how many, `out` or a new uint8 array (num_blocks, block_nbytes))."""
+        """Copy the leading readable blocks out: (how many, `out` or a new uint8 array (num_blocks, block_nbytes)).
+
+        `out`: a writable array of at least as many rows, or a list of buffers. Errors: as lease; InvalidRequest when
+        `out` does not fit.
+        """
+        if out is not None:
+            self.locate(out, None, None, writable=True)
         with self.lease(keys, deadline_ms) as lease:
             if out is None:
                 out = np.empty((lease.num_blocks, self.spec.block_nbytes), dtype=np.uint8)
@@ -153,29 +166,29 @@ class Namespace:
     def prefetch(self, keys: Keys, tier: str = "host", deadline_ms: float | None = None) -> Future[Match]:
         """Start bringing the stored prefix near and return at once; the future's result is the Match then.
 
-        Unavailable in the future when the store is closed first.
+        The future cannot be cancelled; it has Unavailable when the store was closed before. Errors: InvalidRequest.
         """
         self._store.check_open()
         if tier != self._store.near.name:
             raise InvalidRequest(f"tier={tier!r}: blocks can be prefetched to {self._store.near.name!r} only")
+        keys, deadline_us = checked_keys(keys), self._deadline_us(deadline_ms)
         answer: Future[Match] = Future()
-        deadline_us = None if deadline_ms is None else self._store.clock.now_us() + int(deadline_ms * 1000)
-        grip = self._leases.acquire(keys, counted=False)
+        answer.set_running_or_notify_cancel()
+        grip = self._leases.acquire(keys, counted=False, ns=self._number)
         with self._lock:
             far = grip.ids()[grip.num_near :]
             transfer = self._mover.promote(far, self._number, deadline_us, drop_unwritten=True)
         grip.release()
         if transfer is None:
-            answer.set_result(self.match(keys))
+            self._answer(answer, keys)
         else:
             transfer.settled.add_done_callback(lambda _: self._answer(answer, keys))
         return answer
 
     def _answer(self, answer: Future[Match], keys: Keys) -> None:
-        """A prefetch has ended; whoever waits for it is told, also that the store was closed under it."""
         try:
             answer.set_result(self.match(keys))
-        except Unavailable as error:
+        except Unavailable as error:  # closed meanwhile: whoever waits must not do so for ever
             answer.set_exception(error)
 
     # ---- writing ----
@@ -187,16 +200,18 @@ class Namespace:
         write-back to make room before it drops blocks that have no far copy yet (None: the configured put_wait_ms).
         Errors: InvalidRequest for malformed keys or a wrong shard. What gets no place is in Room.rejected.
         """
+        keys, shard = checked_keys(keys), self._checked_shard(shard)
         plan, ids, full = self._reserve(keys, shard, deadline_ms)
-        return Room(self, keys, shard, plan, ids, full)
+        return Room(self, shard, plan, ids, full)
+
+    def _checked_shard(self, shard: int) -> int:
+        return whole_number("shard", shard, 0, self.spec.shards - 1)
 
     def _reserve(self, keys: Keys, shard: int, deadline_ms: float | None) -> tuple[Any, Ids, str]:
         self._store.check_open()
-        if not 0 <= shard < self.spec.shards:
-            raise InvalidRequest(f"shard={shard} is not between 0 and {self.spec.shards - 1}")
         clock = self._store.clock
         wait_ms = self._store.put_wait_ms if deadline_ms is None else deadline_ms
-        deadline_us = clock.now_us() + int(wait_ms * 1000)
+        deadline_us = clock.now_us() + duration_us("deadline_ms", wait_ms)
         grip = self.hold(keys)
         try:
             while True:
@@ -221,7 +236,7 @@ class Namespace:
         """One attempt; without success the future to wait for. `late`: take what is to be had."""
         store, mover = self._store, self._mover
         store.settle_locked()
-        wanted, plan, ids = self._index.plan(keys, shard)
+        wanted, plan, ids = self._index.plan(keys, shard, self._number)
         fit = min(wanted, store.entries_room(wanted, self._number)) if wanted else 0
         places = mover.room(self._number, fit, drop_unwritten=late) if fit else NO_IDS
         if len(places) < fit and not late:
@@ -229,7 +244,7 @@ class Namespace:
             return None, mover.progress()
         used = self._index.begin(keys, shard, self._number, plan, ids, places)
         self._return(places[used:])
-        store.watch(ids[((plan == core.WANTED) | (plan == core.JOIN)) & (ids != core.NONE)])
+        store.watch(ids[granted_of(plan, ids)])
         return (plan, ids, self._full_reason(fit < wanted)), None
 
     def _check_stop(self, grip: Grip, num_keys: int) -> None:
@@ -263,39 +278,35 @@ class Namespace:
         `blocks`: array (len(keys) - start, part_nbytes), a list of as many buffers, or, with a `layout`, tensors and
         the `block_ids` of their rows. Errors: InvalidRequest for wrong shapes; nothing is stored then.
         """
-        if not 0 <= start <= len(keys):
-            raise InvalidRequest(f"start={start} is not between 0 and the number of keys, {len(keys)}")
-        if layout is None:
-            sources = copying.source_addresses(blocks, len(keys) - start, self.spec.part_nbytes)
+        self._store.check_open()
+        keys, shard = checked_keys(keys), self._checked_shard(shard)
+        start = whole_number("start", start, 0, len(keys))
+        sources = self.locate(blocks, layout, block_ids, writable=False).require(len(keys) - start)
         plan, ids, full = self._reserve(keys, shard, deadline_ms)
-        granted = ((plan == core.WANTED) | (plan == core.JOIN)) & (ids != core.NONE)
-        mine = ids[granted]
+        granted = granted_of(plan, ids)
+        mine, present = ids[granted], int((plan == core.PRESENT).sum())
         if not len(mine):
-            return PutResult(0, int((plan == core.PRESENT).sum()), reasons(plan, ids, full))
+            return PutResult(0, present, reasons(plan, ids, full))
         positions = np.flatnonzero(granted) - start
         if positions[0] < 0:  # what this was to extend has left the store since the caller looked
             self.abandon_later(mine, shard)
             self.settle()
-            return PutResult(0, start, {i: PREFIX_GONE for i in range(start, len(keys))})
+            return PutResult(0, present, {i: PREFIX_GONE for i in range(start, len(keys))})
         try:
-            if layout is None:
-                copying.from_addresses(self.arena, self.near_places(mine), self.spec, shard, sources[positions])
-            else:
-                rows = np.asarray(block_ids)[positions] if block_ids is not None else None
-                self.fill(mine, shard, blocks, layout, rows)
+            self.copy_in(mine, shard, sources, positions)
         except BaseException:
             self.abandon_later(mine, shard)
             self.settle()
             raise
         lost = self.commit(mine, shard)
-        rejected = reasons(plan, ids, full)
-        return PutResult(len(mine) - lost, int((plan == core.PRESENT).sum()), rejected)
+        return PutResult(len(mine) - lost, present, reasons(plan, ids, full))
 
     def remove(self, keys: Keys) -> int:
         """Remove these blocks and every stored block that extends one of them; returns how many went."""
         self._store.check_open()
-        with self._lock:
-            ids = self._index.find(keys)  # under the lock: an id that was looked up before may be another block's now
+        keys = checked_keys(keys)
+        with self._lock:  # an id that was looked up before may be another block's now
+            ids = self._index.find(keys, self._number)
             removed = self._index.remove(ids[ids != core.NONE], core.REMOVED, self._store.clock.time_s())
             self._mover.reap()
         return int(removed)
@@ -311,8 +322,9 @@ class Namespace:
     def explain(self, keys: Keys) -> list[str]:
         """Per key: the tier it would be read from, or why it is not there."""
         self._store.check_open()
+        keys = checked_keys(keys)
         with self._lock:
-            ids = self._index.find(keys)
+            ids = self._index.find(keys, self._number)
             ghosts = self._index.ghosts(keys)
             return [self._explain_one(int(i), *ghost) for i, ghost in zip(ids, ghosts, strict=True)]
 
@@ -333,8 +345,14 @@ class Namespace:
         """Arena places of ids that are reserved or leased near."""
         return self._index.describe(ids)[0]
 
+    def read_window(self, places: Places, on_release: Callable[[], None]) -> Window:
+        """Read-only views of leased blocks. Errors: Unavailable."""
+        self._store.check_open()
+        return self.arena.window(places, self.spec.block_nbytes, readonly=True, on_release=on_release)
+
     def part_window(self, ids: Ids, shard: int, on_release: Callable[[], None]) -> Window:
-        """Writable views of one shard's parts of reserved blocks."""
+        """Writable views of one shard's parts of reserved blocks. Errors: Unavailable."""
+        self._store.check_open()
         return self.arena.window(
             self.near_places(ids),
             self.spec.part_nbytes,
@@ -343,27 +361,42 @@ class Namespace:
             on_release=on_release,
         )
 
-    def fill(self, ids: Ids, shard: int, blocks: Any, layout: BlockLayout | None, block_ids: Any) -> None:
-        """Copy one shard's parts into reserved blocks."""
-        copying.into_arena(self.arena, self.near_places(ids), self.spec, shard, blocks, layout, block_ids)
+    def locate(self, other: Any, layout: BlockLayout | None, block_ids: Any, *, writable: bool) -> Located:
+        """Find the caller's memory: whole blocks to be read into it when `writable`, one shard's parts otherwise."""
+        nbytes = self.spec.block_nbytes if writable else self.spec.part_nbytes
+        return copying.locate(other, nbytes, layout, block_ids, writable=writable)
+
+    def copy_in(self, ids: Ids, shard: int, blocks: Located, chosen: NDArray[np.intp] | slice) -> None:
+        """Copy one shard's parts into reserved blocks. Errors: Unavailable."""
+        self._store.check_open()
+        copying.into_arena(self.arena, self.near_places(ids), shard * self.spec.part_nbytes, blocks, chosen)
+
+    def copy_out(self, places: Places, out: Located) -> None:
+        """Copy leased blocks out. Errors: Unavailable."""
+        self._store.check_open()
+        copying.out_of_arena(self.arena, places, out)
 
     def commit(self, ids: Ids, shard: int) -> int:
-        """Make reserved parts count; returns how many blocks had been undone before."""
+        """Make reserved parts count; returns how many blocks had been undone before. Errors: Unavailable."""
         with self._lock:
+            self._store.check_open()
             return self._store.commit(ids, shard, self._number)
 
-    def hold(self, keys: Keys) -> Grip:
-        """Leases on the stored prefix of keys that are not a question of the application."""
-        return self._leases.acquire(keys, counted=False)
+    def hold(self, ids: Ids) -> Grip:
+        """Leases on reserved blocks, whatever becomes of the reservation. Errors: LimitExceeded."""
+        with self._lock:
+            self._store.check_open()
+            return self._leases.hold(ids)
 
     def abandon_later(self, ids: Ids, shard: int) -> None:
         """Note that a reservation was left; from any thread, also while it holds the lock."""
         self._store.abandoned.append((ids, shard))
 
     def settle(self) -> None:
-        """Undo what was noted as abandoned."""
+        """Undo what was noted as abandoned; in a closed store there is nothing left to undo it in."""
         with self._lock:
-            self._store.settle_locked()
+            if self._store.is_open:
+                self._store.settle_locked()
 
     def __repr__(self) -> str:
         return f"<Namespace {self.spec.title!r}: {self._index.num_blocks(self._number)} blocks>"

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kvstore import copying
 from kvstore.block import BlockLayout, Lookup
 from kvstore.errors import LeaseExpired
 
@@ -58,9 +57,7 @@ class Lease:
         grip = self._held()
         if self._window is None:
             places = grip.near_places()[: self.num_blocks]
-            self._window = self._namespace.arena.window(
-                places, self._namespace.spec.block_nbytes, readonly=True, on_release=grip.release
-            )
+            self._window = self._namespace.read_window(places, grip.release)
         return self._window.views
 
     def copy_into(
@@ -76,7 +73,9 @@ class Lease:
         shape, LeaseExpired after release.
         """
         places = self._held().near_places()[: self.num_blocks]
-        copying.out_of_arena(self._namespace.arena, places, self._namespace.spec, out, layout, block_ids)
+        found = self._namespace.locate(out, layout, block_ids, writable=True)
+        found = found.require_room(self.num_blocks) if layout is None else found.require(self.num_blocks)
+        self._namespace.copy_out(places, found)
         return self.num_blocks
 
     def release(self) -> None:

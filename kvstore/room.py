@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvstore._core import index as core
-from kvstore.arrays import Ids, Keys, Mask
+from kvstore.arrays import Ids, Mask
 from kvstore.block import BlockLayout, PutResult
-from kvstore.errors import LeaseExpired
+from kvstore.errors import LeaseExpired, LimitExceeded
 
 if TYPE_CHECKING:
     from kvstore._core.arena import Window
@@ -21,6 +21,12 @@ if TYPE_CHECKING:
     from kvstore.tiers.base import Places
 
 BUSY_REASON = "being written by another reservation"
+
+
+def granted_of(plan: Mask, ids: Ids) -> NDArray[np.bool_]:
+    """Which positions of a reservation got a place."""
+    granted: NDArray[np.bool_] = ((plan == core.WANTED) | (plan == core.JOIN)) & (ids != core.NONE)
+    return granted
 
 
 def reasons(plan: Mask, ids: Ids, full: str) -> dict[int, str]:
@@ -58,9 +64,9 @@ class Room:
     Nobody may write through a view after the commit.
     """
 
-    def __init__(self, namespace: Namespace, keys: Keys, shard: int, plan: Mask, ids: Ids, full: str) -> None:
-        self._namespace, self._keys, self._shard = namespace, keys, shard
-        granted = ((plan == core.WANTED) | (plan == core.JOIN)) & (ids != core.NONE)
+    def __init__(self, namespace: Namespace, shard: int, plan: Mask, ids: Ids, full: str) -> None:
+        self._namespace, self._shard = namespace, shard
+        granted = granted_of(plan, ids)
         self.wanted: NDArray[np.intp] = np.flatnonzero(granted)
         self.present = int((plan == core.PRESENT).sum())
         self.rejected: Mapping[int, str] = reasons(plan, ids, full)
@@ -88,24 +94,34 @@ class Room:
         return self._namespace.near_places(self._ids)
 
     def fill(self, blocks: Any, layout: BlockLayout | None = None, block_ids: Any = None) -> None:
-        """Copy the wanted blocks in from an array (len(wanted), part_nbytes), a list of buffers, or tensors."""
+        """Copy the wanted blocks in from an array (len(wanted), part_nbytes), as many buffers, or, with a `layout`,
+        tensors and the `block_ids` of their rows. Errors: InvalidRequest; nothing is copied then."""
         self._check_open()
-        self._namespace.fill(self._ids, self._shard, blocks, layout, block_ids)
+        sources = self._namespace.locate(blocks, layout, block_ids, writable=False).require(len(self._ids))
+        self._namespace.copy_in(self._ids, self._shard, sources, slice(None))
 
     def commit(self) -> PutResult:
         """Make the blocks visible, parents before children; with shards, once every rank has committed its part.
 
         Errors: LeaseExpired when blocks of it were undone before (time-out, removal); the others became visible.
+        LimitExceeded when views are still in use and their blocks cannot be leased; everything is undone then.
         """
         self._check_open()
-        self._open = False
-        in_use = self._window.close() if self._window is not None else 0
+        if self._window is not None and self._window.close():
+            self._hold()
         lost = self._namespace.commit(self._ids, self._shard)
-        if in_use:  # a view outlives the commit: its block must not be given to another while it does
-            self._ending.grip = self._namespace.hold(self._keys)
+        self._open = False
         if lost:
             raise LeaseExpired(f"{lost} of {len(self._ids)} reserved blocks were undone before the commit")
         return PutResult(len(self._ids), self.present, self.rejected)
+
+    def _hold(self) -> None:
+        """A view outlives the commit: nobody is given its place while it does."""
+        try:
+            self._ending.grip = self._namespace.hold(self._ids)
+        except LimitExceeded:
+            self._abandon()
+            raise
 
     def release(self) -> None:
         """Undo what was not committed. Idempotent."""

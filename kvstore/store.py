@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from kvstore._core import index as core
 from kvstore._core.index import Index, LeaseTable
 from kvstore.arrays import Ids, Words
+from kvstore.checks import duration_us
 from kvstore.clock import Clock
 from kvstore.errors import InvalidRequest, LimitExceeded, Unavailable
 from kvstore.handle import Namespace
@@ -171,6 +172,10 @@ class BlockStore:
 
     # ---- what Namespace asks for; caller holds the lock unless it says otherwise ----
 
+    @property
+    def is_open(self) -> bool:
+        return self._open
+
     def check_open(self) -> None:
         """Unavailable once the store is closed. Needs no lock."""
         if not self._open:
@@ -225,7 +230,8 @@ class BlockStore:
         """Write everything back and make it durable; False when that is not done before the deadline, or cannot be (the
         log says why)."""
         self.check_open()
-        deadline_us = None if deadline_ms is None else self.clock.now_us() + int(deadline_ms * 1000)
+        now_us = self.clock.now_us()
+        deadline_us = None if deadline_ms is None else now_us + duration_us("deadline_ms", deadline_ms)
         if self.far is None:
             return True
         if not self.mover.flush(deadline_us):
@@ -240,8 +246,9 @@ class BlockStore:
         return error is None
 
     def stats(self) -> dict[str, Any]:
-        """Numbers of the store, its tiers, its index and all movement; units are in the names."""
+        """Numbers of the store, its tiers, its index and all movement; units are in the names. Errors: Unavailable."""
         with self.lock:
+            self.check_open()
             counts = self.index.counts()
             tiers = {self.near.name: self._tier_stats(self.near, counts["near"], self.near_capacity)}
             tiers[self.near.name] |= {
@@ -289,23 +296,29 @@ class BlockStore:
     def close(self, flush_ms: float = CLOSE_FLUSH_MS) -> None:
         """Write back for at most `flush_ms` if it can outlive the process, then let go of memory and files. Idempotent.
 
-        Errors: Unavailable while views of blocks are in use; the store is still open then.
+        Errors: Unavailable while views of blocks are in use; the store is still open then. InvalidRequest.
         """
+        flush_us = duration_us("flush_ms", flush_ms)
         if not self._open:
             return
         with self.lock:
-            in_use = self.near.arena.exports - self.mover.num_views
-            if in_use > 0:
-                raise Unavailable(f"{in_use} views of blocks are still in use; release them before closing the store")
-        if isinstance(self.far, DurableTier) and flush_ms > 0:
+            self._check_unused()
+        if isinstance(self.far, DurableTier) and flush_us > 0:
             self.flush(flush_ms)
-        self._open = False
+        with self.lock:
+            self._check_unused()  # somebody may have taken views during the flush
+            self._open = False
         self.mover.stop()
         if self.far is not None:
             self.far.close()
         with self.lock:
             self.mover.step()  # what the tier finished or refused at its end
         self.near.close()
+
+    def _check_unused(self) -> None:
+        in_use = self.near.arena.exports - self.mover.num_views
+        if in_use > 0:
+            raise Unavailable(f"{in_use} views of blocks are still in use; release them before closing the store")
 
     def __enter__(self) -> BlockStore:
         return self

@@ -116,29 +116,30 @@ static inline uint32_t probe(const kv_index *index, const uint8_t *key, uint32_t
 enum verdict { HELD, BUSY, OTHER };
 
 /* After the lease on `id` is visible: is it the wanted block, and may it be read? */
-static inline enum verdict judge(const kv_record *record, const uint8_t *key) {
+static inline enum verdict judge(const kv_record *record, uint32_t ns, const uint8_t *key) {
     uint8_t state = kv_state_of(record);
     if (state != KV_VALID && state != KV_EVICT) return OTHER;
-    if (!kv_key_equals(record, key)) return OTHER;
+    if (!kv_key_equals(record, key) || (ns != KV_NONE && record->ns != ns)) return OTHER;
     return state == KV_VALID ? HELD : BUSY;
 }
 
 /* The one-by-one path, for tag collisions and for entries that moved between probe and check. */
-static enum verdict acquire_slowly(const kv_index *index, _Atomic uint32_t *lease, const uint8_t *key, uint32_t *id) {
+static enum verdict acquire_slowly(const kv_index *index, _Atomic uint32_t *lease, uint32_t ns, const uint8_t *key,
+                                   uint32_t *id) {
     for (uint32_t skip = 0;; skip++) {
         *id = probe(index, key, skip);
         if (*id == KV_NONE) break;
         atomic_store_explicit(lease, *id + 1, memory_order_relaxed);
         atomic_thread_fence(memory_order_seq_cst);
-        enum verdict verdict = judge(&index->records[*id], key);
+        enum verdict verdict = judge(&index->records[*id], ns, key);
         if (verdict != OTHER) return verdict;
     }
     return OTHER;
 }
 
 /* One group: probe all with the homes and records prefetched, publish the leases, ONE fence, then check. */
-static uint32_t acquire_group(const kv_index *index, _Atomic uint32_t *leases, const uint8_t *keys, uint32_t num_keys,
-                              kv_held *held, uint32_t *deepest) {
+static uint32_t acquire_group(const kv_index *index, _Atomic uint32_t *leases, uint32_t ns, const uint8_t *keys,
+                              uint32_t num_keys, kv_held *held, uint32_t *deepest) {
     uint32_t ids[KV_GROUP];
     for (uint32_t i = 0; i < num_keys; i++)
         __builtin_prefetch(&index->buckets[kv_home_bucket(index, kv_home(index, keys + (size_t)i * KV_KEY_NBYTES))]);
@@ -159,11 +160,8 @@ static uint32_t acquire_group(const kv_index *index, _Atomic uint32_t *leases, c
     for (; got < probed; got++) {
         const uint8_t *key = keys + (size_t)got * KV_KEY_NBYTES;
         const kv_record *record = &index->records[ids[got]];
-        enum verdict verdict = judge(record, key);
-        if (verdict == OTHER) verdict = acquire_slowly(index, &leases[got], key, &ids[got]);
-        /* Leased, so it stays what it is. Blocks of two namespaces may differ in size: never one prefix. */
-        if (verdict == HELD && held->num_blocks == 0) held->ns = index->records[ids[got]].ns;
-        if (verdict == HELD && index->records[ids[got]].ns != held->ns) verdict = OTHER;
+        enum verdict verdict = judge(record, ns, key);
+        if (verdict == OTHER) verdict = acquire_slowly(index, &leases[got], ns, key, &ids[got]);
         if (verdict != HELD) {
             held->stop = verdict == BUSY ? KV_STOP_BUSY : KV_STOP_MISS;
             break;
@@ -177,8 +175,8 @@ static uint32_t acquire_group(const kv_index *index, _Atomic uint32_t *leases, c
     return got;
 }
 
-void kv_lease_acquire(const kv_index *index, kv_table *table, const uint8_t *keys, uint32_t num_keys, int counted,
-                      kv_held *held) {
+void kv_lease_acquire(const kv_index *index, kv_table *table, uint32_t ns, const uint8_t *keys, uint32_t num_keys,
+                      int counted, kv_held *held) {
     *held = (kv_held){.group = KV_NONE, .stop = KV_STOP_END};
     uint32_t num_asked = num_keys;
     uint32_t group, deepest = KV_NONE;
@@ -190,7 +188,7 @@ void kv_lease_acquire(const kv_index *index, kv_table *table, const uint8_t *key
     uint32_t last = group;
     for (uint32_t first = 0; first < num_keys; first += KV_GROUP) {
         uint32_t wanted = num_keys - first < KV_GROUP ? num_keys - first : KV_GROUP;
-        uint32_t got = acquire_group(index, table->shared->lease + (size_t)group * KV_GROUP,
+        uint32_t got = acquire_group(index, table->shared->lease + (size_t)group * KV_GROUP, ns,
                                      keys + (size_t)first * KV_KEY_NBYTES, wanted, held, &deepest);
         if (got > 0) last = group;
         if (got < wanted) break;
@@ -212,6 +210,24 @@ void kv_lease_acquire(const kv_index *index, kv_table *table, const uint8_t *key
         table->group_next[last] = KV_NONE;
     }
     pthread_mutex_unlock(&table->lock);
+}
+
+int kv_lease_hold(kv_table *table, const uint32_t *ids, uint32_t num_ids, kv_held *held) {
+    *held = (kv_held){.group = KV_NONE, .stop = KV_STOP_END};
+    uint32_t wanted = (num_ids + KV_GROUP - 1) / KV_GROUP, group;
+    pthread_mutex_lock(&table->lock);
+    uint32_t taken = take_groups(table, wanted, &group);
+    if (taken < wanted) give_groups(table, group);
+    pthread_mutex_unlock(&table->lock);
+    if (taken < wanted) return -1;
+    held->group = group;
+    for (uint32_t i = 0; i < num_ids; i++) {
+        _Atomic uint32_t *leases = table->shared->lease + (size_t)group * KV_GROUP;
+        atomic_store_explicit(&leases[i % KV_GROUP], ids[i] + 1, memory_order_relaxed);
+        if (i % KV_GROUP == KV_GROUP - 1) group = table->group_next[group];
+    }
+    held->num_blocks = num_ids;
+    return 0;
 }
 
 void kv_lease_release(kv_table *table, kv_held *held) {

@@ -41,7 +41,6 @@ struct kv_table {
 typedef struct {
     uint32_t group, num_blocks, num_near;
     uint32_t stop; /* kv_stop: why it ended before the last key */
-    uint32_t ns;   /* of the blocks held: a key of another namespace ends the prefix */
 } kv_held;
 
 enum kv_stop {
@@ -54,10 +53,13 @@ enum kv_stop {
 int kv_table_create(kv_table *table, uint32_t entries_max); /* 0 or -errno */
 void kv_table_destroy(kv_table *table);
 
-/* Lease the leading VALID blocks of `keys`. Lock-free towards the writer. `counted`: add it to the counters (a retry
- * is not counted again). */
-void kv_lease_acquire(const kv_index *index, kv_table *table, const uint8_t *keys, uint32_t num_keys, int counted,
-                      kv_held *held);
+/* Lease the leading VALID blocks of `keys`; a block of another namespace than `ns` (KV_NONE: of any) is a miss. Lock-free
+ * towards the writer. `counted`: add it to the counters (a retry is not counted again). */
+void kv_lease_acquire(const kv_index *index, kv_table *table, uint32_t ns, const uint8_t *keys, uint32_t num_keys,
+                      int counted, kv_held *held);
+/* The writer leases ids that it reserved, whatever their state, so that their places outlive the reservation: 0, or -1
+ * and nothing held when the table has no free entries for all of them. */
+int kv_lease_hold(kv_table *table, const uint32_t *ids, uint32_t num_ids, kv_held *held);
 void kv_lease_release(kv_table *table, kv_held *held);
 void kv_lease_ids(const kv_table *table, const kv_held *held, uint32_t *ids);
 uint32_t kv_lease_touches(const kv_table *table); /* waiting in the ring */

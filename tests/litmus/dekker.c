@@ -55,11 +55,11 @@ static void *read_rounds(void *cpu) {
         uint32_t near, total;
         wait_for(&steps_begun, at);
         if (atomic_load_explicit(&steps_begun, memory_order_relaxed) == UINT64_MAX) return NULL;
-        kv_index_match(&index_, keys, CHAIN, &near, &total); /* the records lie in this core's cache now */
+        kv_index_match(&index_, KV_NONE, keys, CHAIN, &near, &total); /* the records lie in this core's cache now */
         step(&steps_done, at);
         wait_for(&steps_begun, at + 1);
         delay(reader_delay);
-        kv_lease_acquire(&index_, &table, keys, CHAIN, 0, &held);
+        kv_lease_acquire(&index_, &table, KV_NONE, keys, CHAIN, 0, &held);
         num_held = (int)held.num_blocks;
         step(&steps_done, at + 1);
         wait_for(&steps_begun, at + 2);

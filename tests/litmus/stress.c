@@ -79,7 +79,7 @@ static void *read_chains(void *number) {
         const uint8_t *wanted[2];
         for (int i = 0; i < 2; i++) { /* two leases at a time: groups come back in another order than they went */
             wanted[i] = keys[below(&state, NUM_CHAINS)];
-            kv_lease_acquire(&index_, table, wanted[i], 1 + below(&state, CHAIN), 1, &held[i]);
+            kv_lease_acquire(&index_, table, KV_NONE, wanted[i], 1 + below(&state, CHAIN), 1, &held[i]);
             verify(table, &held[i], wanted[i]);
         }
         for (int i = 0; i < 2; i++) {

@@ -7,7 +7,7 @@ import pytest
 
 from kvstore._core import index as core
 from kvstore._core.index import Index, LeaseTable
-from kvstore.errors import InvalidRequest
+from kvstore.errors import InvalidRequest, LimitExceeded
 
 SLOT = 4096
 
@@ -399,6 +399,38 @@ def test_a_key_that_comes_twice_is_reserved_once(index):
     assert ids[1] == ids[0] and ids[4] == ids[2]
     index.commit(ids[plan == core.WANTED], 0)
     assert index.counts()["entries"] == 3 and index.match(keys)[0] == 5
+
+
+def test_held_ids_keep_their_places_whatever_becomes_of_them(index, leases):
+    _, ids = reserve(index, random_keys(70))
+    grip = leases.hold(ids)
+    assert (grip.ids() == ids).all() and leases.used == 128
+    index.abandon(ids, 0)
+    assert index.match(random_keys(70))[0] == 0 and index.reap() == []
+    grip.release()
+    assert len(index.reap()[0][2]) == 70 and leases.used == 0
+
+
+def test_ids_that_do_not_fit_into_the_table_are_not_held_at_all(index):
+    leases = LeaseTable(index, 64)
+    _, ids = reserve(index, random_keys(65))
+    with pytest.raises(LimitExceeded, match="leases_max=64"):
+        leases.hold(ids)
+    assert leases.used == 0
+    leases.hold(ids[:64]).release()
+    index.abandon(ids, 0)
+    index.reap()
+
+
+def test_blocks_of_another_namespace_are_not_found(index, leases):
+    keys = random_keys(3)
+    put(index, keys)
+    assert index.match(keys, 1) == (3, 3, 3) and index.match(keys, 2) == (0, 0, 0)
+    assert leases.acquire(keys, ns=1).num_blocks == 3
+    assert leases.acquire(keys, ns=2).num_blocks == 0 and leases.used == 0
+    assert (index.find(keys, 2) == core.NONE).all() and (index.find(keys, 1) != core.NONE).all()
+    with pytest.raises(InvalidRequest, match="another namespace"):
+        index.plan(keys, 0, 2)
 
 
 def test_what_was_abandoned_says_when(index):

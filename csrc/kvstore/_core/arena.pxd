@@ -39,7 +39,7 @@ cdef class Arena:
     cdef kv_memory _memory
     cdef kv_slots _slots
     cdef bint _open
-    cdef readonly Py_ssize_t exports    # views handed out and not released
+    cdef readonly Py_ssize_t exports    # views handed out and not released, and copies by address under way
     cdef int _prefaulting               # threads inside kv_memory_prefault
     cdef int _class(self, object nbytes) except -1
 

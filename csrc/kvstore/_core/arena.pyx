@@ -91,13 +91,25 @@ cdef class Arena:
         return kv_slots_available(&self._slots, self._class(nbytes))
 
     def addresses(self, const uint32_t[::1] places not None):
-        """Addresses of places, uint64; valid while the blocks are leased or reserved."""
+        """Addresses of places, uint64; valid while the blocks are leased or reserved, between begin_use and end_use."""
         cdef Py_ssize_t i
+        if not self._open:
+            raise Unavailable("the arena is closed")
         out = np.empty(places.shape[0], dtype=np.uint64)
         cdef uint64_t[::1] addresses = out
         for i in range(places.shape[0]):
             addresses[i] = <uint64_t><size_t>self._memory.base + <uint64_t>places[i] * KV_PLACE_NBYTES
         return out
+
+    def begin_use(self):
+        """Keep the memory mapped until `end_use`: somebody copies by address. Errors: Unavailable once closed."""
+        if not self._open:
+            raise Unavailable("the arena is closed")
+        self.exports += 1
+
+    def end_use(self):
+        """What `begin_use` began has ended."""
+        self.exports -= 1
 
     def window(self, places, nbytes, *, bint readonly, offset=0, on_release=None):
         """A Window on `nbytes` from `offset` of each place; `on_release()` runs once nobody sees it any more."""

@@ -84,7 +84,7 @@ cdef extern from "lease.h" nogil:
     enum: KV_GROUP
     enum: KV_TOUCHES
     ctypedef struct kv_held:
-        uint32_t group, num_blocks, num_near, stop, ns
+        uint32_t group, num_blocks, num_near, stop
     ctypedef struct kv_leases:
         uint32_t entries_max
     ctypedef struct kv_table:
@@ -92,8 +92,9 @@ cdef extern from "lease.h" nogil:
         uint64_t num_acquires, num_keys, num_held, num_near
     int kv_table_create(kv_table *table, uint32_t entries_max)
     void kv_table_destroy(kv_table *table)
-    void kv_lease_acquire(const kv_index *index, kv_table *table, const uint8_t *keys, uint32_t num_keys,
-                          int counted, kv_held *held)
+    void kv_lease_acquire(const kv_index *index, kv_table *table, uint32_t ns, const uint8_t *keys,
+                          uint32_t num_keys, int counted, kv_held *held)
+    int kv_lease_hold(kv_table *table, const uint32_t *ids, uint32_t num_ids, kv_held *held)
     void kv_lease_release(kv_table *table, kv_held *held)
     void kv_lease_ids(const kv_table *table, const kv_held *held, uint32_t *ids)
     uint32_t kv_lease_touches(const kv_table *table)
@@ -151,7 +152,6 @@ cdef class Grip:
     cdef readonly uint32_t num_blocks
     cdef readonly uint32_t num_near
     cdef readonly uint32_t stop
-    cdef readonly uint32_t ns
 
 
 cdef int keys_of(object keys, Py_buffer *view) except -1

@@ -110,10 +110,11 @@ cdef class LeaseTable:
         if self._open:
             kv_table_destroy(&self._table)
 
-    def acquire(self, keys, bint counted=True):
+    def acquire(self, keys, bint counted=True, int ns=-1):
         """Lease the leading stored blocks of `keys` (uint8 (n, 32)); returns a Grip. Safe beside the writer.
 
-        `counted`: False for a second try of the same question, which the statistics count once.
+        `counted`: False for a second try of the same question, which the statistics count once. `ns`: a block of
+        another namespace than this one is a miss; -1: of any.
         """
         cdef Py_buffer view
         cdef uint32_t num_keys
@@ -121,18 +122,32 @@ cdef class LeaseTable:
         keys_of(keys, &view)
         num_keys = <uint32_t>(view.len // KV_KEY_NBYTES)
         if num_keys <= 256:
-            kv_lease_acquire(&self._index._index, &self._table, <const uint8_t *>view.buf, num_keys, counted,
+            kv_lease_acquire(&self._index._index, &self._table, <uint32_t>ns, <const uint8_t *>view.buf, num_keys, counted,
                              &grip._held)
         else:
             with nogil:
-                kv_lease_acquire(&self._index._index, &self._table, <const uint8_t *>view.buf, num_keys,
+                kv_lease_acquire(&self._index._index, &self._table, <uint32_t>ns, <const uint8_t *>view.buf, num_keys,
                                  counted, &grip._held)
         PyBuffer_Release(&view)
         grip._table = self
         grip.num_blocks = grip._held.num_blocks
         grip.num_near = grip._held.num_near
         grip.stop = grip._held.stop
-        grip.ns = grip._held.ns
+        return grip
+
+    def hold(self, ids):
+        """A Grip on reserved ids, so that nobody is given their places while it lives; the caller holds the store's
+        lock. Errors: LimitExceeded when the table has no room for all of them."""
+        cdef uint32_t[::1] view = self._index._ids(ids)
+        cdef uint32_t none = 0
+        cdef Grip grip = Grip.__new__(Grip)
+        cdef uint32_t num_ids = <uint32_t>view.shape[0]
+        grip._held.group = KV_NONE
+        grip._table = self
+        if kv_lease_hold(&self._table, &view[0] if num_ids else &none, num_ids, &grip._held) < 0:
+            raise LimitExceeded(f"{num_ids} more blocks do not fit into index.leases_max={self.entries_max}; "
+                                "release some leases")
+        grip.num_blocks = num_ids
         return grip
 
     def counts(self):
@@ -191,19 +206,21 @@ cdef class Index:
 
     # ---- reading ----
 
-    def match(self, keys, uint32_t ns=KV_NONE):
-        """(leading blocks stored, leading ones of them near, near ones in all), of one namespace if `ns` names it.
-        Protects nothing."""
+    def match(self, keys, int ns=-1):
+        """(leading blocks stored, leading ones of them near, near ones in all). Protects nothing.
+
+        `ns`: a block of another namespace than this one is a miss; -1: of any.
+        """
         cdef Py_buffer view
         cdef uint32_t near = 0, near_total = 0, matched
         keys_of(keys, &view)
-        matched = kv_index_match(&self._index, ns, <const uint8_t *>view.buf, <uint32_t>(view.len // KV_KEY_NBYTES),
-                                 &near, &near_total)
+        matched = kv_index_match(&self._index, <uint32_t>ns, <const uint8_t *>view.buf,
+                                 <uint32_t>(view.len // KV_KEY_NBYTES), &near, &near_total)
         PyBuffer_Release(&view)
         return matched, near, near_total
 
-    def find(self, keys):
-        """Ids of stored or reserved keys, NONE where there is none; uint32 (n,)."""
+    def find(self, keys, int ns=-1):
+        """Ids of stored or reserved keys (`ns`: of this namespace), NONE where there is none; uint32 (n,)."""
         cdef Py_buffer view
         keys_of(keys, &view)
         cdef uint32_t i, num_keys = <uint32_t>(view.len // KV_KEY_NBYTES)
@@ -211,6 +228,8 @@ cdef class Index:
         cdef uint32_t[::1] ids = out
         for i in range(num_keys):
             ids[i] = kv_index_find(&self._index, <const uint8_t *>view.buf + <size_t>i * KV_KEY_NBYTES)
+            if ns >= 0 and ids[i] != KV_NONE and self._index.records[ids[i]].ns != ns:
+                ids[i] = KV_NONE
         PyBuffer_Release(&view)
         return out
 
@@ -287,11 +306,14 @@ cdef class Index:
         """Blocks of a namespace that are stored or being written."""
         return self._index.namespaces[<uint16_t>ns].num_entries
 
-    def plan(self, keys, uint32_t shard):
-        """What a put of these keys needs: (number wanted, per position PRESENT/BUSY/JOIN/WANTED, ids or NONE)."""
+    def plan(self, keys, uint32_t shard, int ns=-1):
+        """What a put of these keys needs: (number wanted, per position PRESENT/BUSY/JOIN/WANTED, ids or NONE).
+
+        Errors: InvalidRequest when a key is stored in another namespace than `ns`.
+        """
         cdef Py_buffer view
         keys_of(keys, &view)
-        cdef uint32_t num_keys = <uint32_t>(view.len // KV_KEY_NBYTES), wanted = 0
+        cdef uint32_t num_keys = <uint32_t>(view.len // KV_KEY_NBYTES), wanted = 0, i
         plan_out, ids_out = np.empty(num_keys, dtype=np.uint8), np.empty(num_keys, dtype=np.uint32)
         cdef uint8_t[::1] plan = plan_out
         cdef uint32_t[::1] ids = ids_out

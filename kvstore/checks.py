@@ -1,0 +1,61 @@
+"""Checks of what an application hands in: each raises InvalidRequest with the value and what is allowed."""
+
+from __future__ import annotations
+
+import math
+import operator
+from typing import Any
+
+import numpy as np
+
+from kvstore.arrays import Keys
+from kvstore.errors import InvalidRequest
+
+KEY_NBYTES = 32
+TIME_MS_MAX = 2**31 - 1  # 24 days: nobody waits longer on purpose
+UINT8 = np.dtype(np.uint8)
+
+
+def described(value: object) -> str:
+    """A value in an error's text: arrays by their shape, others by what they print, cut short."""
+    if isinstance(value, np.ndarray):
+        return f"an array of {value.dtype} and shape {value.shape}"
+    return f"{value!r:.80}"
+
+
+def whole_number(name: str, value: Any, low: int, high: int) -> int:
+    """`value` as an int; also numpy's integers, but no boolean."""
+    try:
+        number = operator.index(value) if not isinstance(value, (bool, np.bool_)) else low - 1
+    except TypeError:
+        number = low - 1
+    if not low <= number <= high:
+        raise InvalidRequest(f"{name}={described(value)} is not an integer between {low} and {high}")
+    return number
+
+
+def duration_us(name: str, value: Any) -> int:
+    """A time given in milliseconds as microseconds."""
+    is_number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    if not is_number or not math.isfinite(value) or not 0 <= value <= TIME_MS_MAX:
+        raise InvalidRequest(f"{name}={described(value)} is not a number of milliseconds from 0 to {TIME_MS_MAX}")
+    return int(value * 1000)
+
+
+def checked_keys(keys: Keys | bytes | bytearray | memoryview) -> Keys:
+    """`keys` as they are, when they are what Namespace.keys returns; or bytes, 32 for each key, as such an array."""
+    if isinstance(keys, (bytes, bytearray, memoryview)):
+        return _keys_of_bytes(keys)
+    is_array = isinstance(keys, np.ndarray) and keys.dtype == UINT8 and keys.ndim == 2
+    if not is_array or keys.shape[1] != KEY_NBYTES or not keys.flags.c_contiguous:
+        raise InvalidRequest(
+            f"keys={described(keys)} is not a contiguous uint8 array of shape (num_blocks, {KEY_NBYTES})"
+        )
+    return keys
+
+
+def _keys_of_bytes(keys: bytes | bytearray | memoryview) -> Keys:
+    view = memoryview(keys)
+    if not view.c_contiguous or view.itemsize != 1 or view.nbytes % KEY_NBYTES:
+        raise InvalidRequest(f"keys of {view.nbytes} bytes are not contiguous bytes, {KEY_NBYTES} for each key")
+    return np.frombuffer(view, dtype=np.uint8).reshape(-1, KEY_NBYTES)
