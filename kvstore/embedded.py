@@ -6,6 +6,7 @@ import logging
 import shutil
 import tempfile
 import threading
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 
@@ -13,6 +14,7 @@ from kvstore import policy
 from kvstore._core.index import Index, LeaseTable
 from kvstore.clock import SystemClock
 from kvstore.config import Config
+from kvstore.errors import InvalidRequest, KVStoreError, Unavailable
 from kvstore.mover import Limits, Mover
 from kvstore.store import BlockStore
 from kvstore.tiers.base import Tier
@@ -61,33 +63,43 @@ def _disk(config: Config) -> tuple[Tier | None, str | None]:
     return tier, folder
 
 
+def _memory(config: Config) -> HostTier:
+    nbytes = config.host.nbytes
+    try:
+        return HostTier(nbytes + nbytes // policy.SPARE_SHARE, shared=config.host.shared)
+    except KVStoreError as error:
+        raise Unavailable(f"host.nbytes={nbytes}: {error}") from error
+
+
 def open(config: Config | None = None) -> BlockStore:
     """Open a store in this process: host memory and, unless disk.nbytes is 0, a disk tier.
 
-    Without a configuration: 1 GiB of memory and 8 GiB of disk in a temporary folder. Errors: ConfigInvalid,
-    Unavailable (memory or device cannot be had; says how much is there), LimitExceeded.
+    Without a configuration: 1 GiB of memory and 8 GiB of disk in a temporary folder. Errors: InvalidRequest,
+    ConfigInvalid, Unavailable (memory or device cannot be had; says how much is there), LimitExceeded. Nothing stays
+    behind then.
     """
     config = Config.load() if config is None else config
-    nbytes = config.host.nbytes
-    near = HostTier(nbytes + nbytes // policy.SPARE_SHARE, shared=config.host.shared)
-    try:
+    if not isinstance(config, Config):
+        raise InvalidRequest(f"config={config!r:.80} is not a kvstore.Config; Config.load(path) reads a file")
+    with ExitStack() as undo:
+        near = _memory(config)
+        undo.callback(near.close)
         far, folder = _disk(config)
-    except BaseException:
-        near.close()
-        raise
-    try:
-        return _assemble(config, near, far, folder)
-    except BaseException:
+        if folder is not None:
+            undo.callback(shutil.rmtree, folder, ignore_errors=True)
         if far is not None:
-            far.close()
-        near.close()
-        if folder:
-            shutil.rmtree(folder, ignore_errors=True)
-        raise
+            undo.callback(far.close)  # before its folder goes
+        store = _assembled(config, near, far)
+        store._folder = folder
+        _prefault(near, config.host.prefault)
+        store.mover.start()
+        undo.pop_all()
+    if near.arena.fallback_reason:
+        log.warning("memory is in %s pages: %s", near.arena.page_kind, near.arena.fallback_reason)
+    return store
 
 
-def _assemble(config: Config, near: HostTier, far: Tier | None, folder: str | None) -> BlockStore:
-    """The store over its tiers, running. On failure they are the caller's to close."""
+def _assembled(config: Config, near: HostTier, far: Tier | None) -> EmbeddedStore:
     index = Index(config.entries_max)
     clock = SystemClock()
     limits = Limits(
@@ -96,27 +108,27 @@ def _assemble(config: Config, near: HostTier, far: Tier | None, folder: str | No
         promote_queue_blocks=config.mover.promote_queue_blocks_max,
         write_nbytes_per_s=config.mover.write_nbytes_per_s,
     )
-    mover = Mover(index, near, far, threading.RLock(), clock, limits)
-    store = EmbeddedStore(
+    return EmbeddedStore(
         index=index,
         leases=LeaseTable(index, config.index.leases_max),
         near=near,
         far=far,
-        mover=mover,
+        mover=Mover(index, near, far, threading.RLock(), clock, limits),
         clock=clock,
         reservation_ttl_ms=config.mover.reservation_ttl_ms,
         put_wait_ms=config.mover.put_wait_ms,
     )
-    store._folder = folder
-    if near.arena.fallback_reason:
-        log.warning("memory is in %s pages: %s", near.arena.page_kind, near.arena.fallback_reason)
-    _prefault(near, config.host.prefault)
-    mover.start()
-    return store
 
 
 def _prefault(near: HostTier, when: str) -> None:
     if when == "now":
         near.arena.prefault()
     elif when == "background":
-        threading.Thread(target=near.arena.prefault, name="kvstore-prefault", daemon=True).start()
+        threading.Thread(target=_prefault_quietly, args=(near,), name="kvstore-prefault", daemon=True).start()
+
+
+def _prefault_quietly(near: HostTier) -> None:
+    try:
+        near.arena.prefault()
+    except Unavailable as error:  # the store serves; pages that are still missing are taken at use
+        log.warning("%s", error)
