@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -71,7 +72,7 @@ def _check_rows(array: Any, nbytes: int) -> None:
     except TypeError:
         raise InvalidRequest(f"{described(array)} is neither an array nor a list of buffers") from None
     shape = view.shape or ()
-    if not shape or (len(shape) > 1 and int(np.prod(shape[1:])) * view.itemsize != nbytes):
+    if not shape or (len(shape) > 1 and prod(shape[1:]) * view.itemsize != nbytes):
         raise InvalidRequest(
             f"an array of shape {shape} and {view.itemsize} bytes an element does not have a block of {nbytes} bytes "
             "in each row"

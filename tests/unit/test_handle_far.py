@@ -104,6 +104,13 @@ def test_a_lease_brings_far_blocks_near(ns, gone):
     assert ns.match(gone).by_tier == {"host": 3}
 
 
+def test_a_lease_that_waits_stays_in_its_namespace(store, ns, gone):
+    other = put_chain(store.namespace(make_spec(model="other")), 1)
+    with ns.lease(np.concatenate([gone, other])) as lease:
+        assert (lease.num_blocks, lease.pending) == (3, 0)
+        assert all_right(gone, lease.views)
+
+
 def test_a_deadline_of_zero_never_waits(ns, gone, far, clock):
     far.holding = True
     with ns.lease(np.concatenate([gone, chain(ns, 1, prompt=7)]), deadline_ms=0) as lease:
