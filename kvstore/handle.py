@@ -212,7 +212,7 @@ class Namespace:
         clock = self._store.clock
         wait_ms = self._store.put_wait_ms if deadline_ms is None else deadline_ms
         deadline_us = clock.now_us() + duration_us("deadline_ms", wait_ms)
-        grip = self.hold(keys)
+        grip = self._leases.acquire(keys, counted=False, ns=self._number)
         try:
             while True:
                 with self._lock:
