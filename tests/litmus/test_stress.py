@@ -64,7 +64,11 @@ def test_no_leased_block_is_overwritten_and_nothing_is_left_over(tmp_path, seed)
     ("source", "old", "new"),
     [
         ("lease.c", "if (state != KV_VALID && state != KV_EVICT) return OTHER;", "state = KV_VALID;"),
-        ("lease.c", "if (!kv_key_equals(record, key)) return OTHER;", "(void)key;"),
+        (
+            "lease.c",
+            "if (!kv_key_equals(record, key) || (ns != KV_NONE && record->ns != ns)) return OTHER;",
+            "(void)key, (void)ns;",
+        ),
         ("lease.c", "return state == KV_VALID ? HELD : BUSY;", "return HELD;"),
         ("evict.c", "if (leased[i] || index->links[id].near_kids > 0) {", "if (index->links[id].near_kids > 0) {"),
         ("evict.c", "if (leased[i] || (index->records[id].flags", "if ((index->records[id].flags"),

@@ -350,8 +350,8 @@ def test_a_mount_that_is_read_only(tmp_path):
     ("disk", "text"),
     [
         ({"nbytes": "1 MiB"}, "1048576"),
-        ({"nbytes": "16 MiB", "segment_nbytes": "12 KiB"}, "12288"),
-        ({"nbytes": "16 MiB", "segment_nbytes": "3 MiB"}, "3145728"),
+        ({"nbytes": "16 MiB", "segment_nbytes": "12 KiB"}, r"disk\.segment_nbytes = '12 KiB'"),
+        ({"nbytes": "16 MiB", "segment_nbytes": "3 MiB"}, r"disk\.segment_nbytes = '3 MiB'"),
     ],
 )
 def test_disk_sizes_that_make_no_tier(tmp_path, disk, text):

@@ -136,7 +136,7 @@ def test_a_lease_ends_at_its_deadline_with_what_is_there(ns, gone, far, clock, s
 
 def test_estimates_come_from_measured_bandwidth(ns, gone, store):
     assert ns.match(gone).load_us == 0  # nothing was read yet
-    store.mover.read_bandwidth.record(BLOCK, 500)
+    store.mover.read_bandwidth.record(BLOCK, began_us=0, ended_us=500)
     assert ns.match(gone).load_us == 1500
 
 

@@ -90,15 +90,15 @@ def test_nothing_is_reserved_on_a_block_that_was_evicted_after_the_plan(index):
     assert ids[3:].tolist() == [core.NONE] * 2
 
 
-def test_a_chain_that_repeats_a_block_ends_there(index):
+def test_a_rank_that_repeats_a_block_joins_it_once(index):
     keys = random_keys(2)[[0, 0, 1]]
-    _, ids = reserve(index, keys, ns=2)
-    assert ids[0] != core.NONE and ids[1:].tolist() == [core.NONE] * 2
-    index.commit(ids[:1], 0)
+    plan, ids = reserve(index, keys, ns=2)
+    assert plan.tolist() == [core.WANTED, core.BUSY, core.WANTED] and ids[1] == ids[0]
+    index.commit(ids[plan == core.WANTED], 0)
     plan, joined = reserve(index, keys, shard=1, ns=2)
-    assert plan[:2].tolist() == [core.JOIN] * 2 and joined[1] == core.NONE
-    index.commit(joined[:1], 1)
-    assert index.match(keys[:1])[0] == 1
+    assert plan.tolist() == [core.JOIN, core.BUSY, core.JOIN] and joined.tolist() == ids.tolist()
+    index.commit(joined[plan == core.JOIN], 1)
+    assert index.match(keys)[0] == 3 and index.check() == 0
 
 
 def test_a_chain_stays_within_its_namespace(index):

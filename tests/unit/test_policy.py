@@ -3,7 +3,7 @@
 import pytest
 
 from kvstore import policy
-from kvstore.policy import Bandwidth, WriteBack
+from kvstore.policy import WriteBack
 
 GIB = 1 << 30
 
@@ -80,32 +80,3 @@ def test_the_budget_is_kept_over_many_batches():
         now = max(now, ready)
         ready = policy.next_ready_us(ready, now, 5_000, 1_000_000)
     assert ready == 100 * 5_000
-
-
-def test_bandwidth_before_the_first_measurement():
-    bandwidth = Bandwidth()
-    assert (bandwidth.nbytes_per_s, bandwidth.estimate_us(1 << 30)) == (0.0, 0)
-
-
-def test_bandwidth_of_one_measurement():
-    bandwidth = Bandwidth()
-    bandwidth.record(2_000_000, 1_000)
-    assert bandwidth.nbytes_per_s == pytest.approx(2e9)
-    assert bandwidth.estimate_us(4_000_000) == 2_000 and bandwidth.estimate_us(0) == 0
-    assert (bandwidth.total_nbytes, bandwidth.total_us) == (2_000_000, 1_000)
-
-
-def test_bandwidth_follows_the_recent_past():
-    bandwidth = Bandwidth()
-    for _ in range(100):
-        bandwidth.record(1_000_000, 1_000)
-    for _ in range(50):
-        bandwidth.record(1_000_000, 10_000)
-    assert bandwidth.nbytes_per_s == pytest.approx(1e8, rel=0.01)
-    assert bandwidth.total_nbytes == 150_000_000 and bandwidth.total_us == 600_000
-
-
-def test_a_measurement_of_no_time_counts_as_the_shortest():
-    bandwidth = Bandwidth()
-    bandwidth.record(1000, 0)
-    assert bandwidth.nbytes_per_s == pytest.approx(1e9)

@@ -189,8 +189,8 @@ def test_blocks_that_become_stored_during_a_reservation_stay_below_it(tmp_path):
         class Interrupted:
             """The leases; right behind the first question another request puts a part of the chain."""
 
-            def acquire(self, asked: Any, counted: bool = True) -> Any:
-                grip = store.leases.acquire(asked, counted)
+            def acquire(self, *question: Any, **options: Any) -> Any:
+                grip = store.leases.acquire(*question, **options)
                 ns._leases = store.leases
                 ns.put(keys[:6], payloads(keys[:6]))
                 return grip
@@ -234,8 +234,8 @@ def test_removal_never_takes_a_block_that_got_the_id_of_another(tmp_path):
             def __getattr__(self, name: str) -> Any:
                 return getattr(store.index, name)
 
-            def find(self, keys: np.ndarray) -> np.ndarray:
-                ids = store.index.find(keys)
+            def find(self, *question: Any) -> np.ndarray:
+                ids = store.index.find(*question)
                 in_threads(1, self._put)
                 return ids
 
