@@ -14,7 +14,7 @@ MODULES = {
     "arena": ["memory", "slots"],
     "index": ["index", "lease", "lru", "evict", "moves", "removal", "audit"],
     "blockio": ["blockio", "xxh3"],
-    "clocked": ["index", "lease", "lru"],
+    "clocked": ["clocked", "lease"],
 }
 SANITIZE = os.environ.get("KVSTORE_SANITIZE") == "1"
 FLAGS = ["-std=c11", "-D_GNU_SOURCE", "-O3", "-g", "-Wall", "-Wextra", "-Wno-unused-function", "-pthread"]

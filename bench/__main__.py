@@ -2,11 +2,11 @@
 
 \b
   hash          keys of a prompt: the core's hash chains against Python loops
-  lookup        match and lease of a prefix, in memory and against a remote call
+  lookup        match, lease and release of a prefix among a million blocks, in C and from Python
   copy          gather, scatter and contiguous copies against memcpy and the best contiguous copy
   copy_kernels  every copy kernel on every shape, to choose between them on another processor
-  evict         eviction per block, and hit ratios against the offline optimum
-  store         put and get through a whole store against a plain copy
+  evict         eviction and bookkeeping per block, and its metadata
+  store         put and get through a whole store against a plain copy, and what a put costs beside it
 
 Example: python -m bench hash,copy --json
 """

@@ -101,19 +101,19 @@ def out_of_arena(arena: Arena, places: Places, out: Located) -> None:
     """Copy whole blocks at `places` to the caller's leading ones."""
     arena.begin_use()
     try:
-        base = arena.addresses(places)
         for piece in out.pieces:
-            transfer.copy_pieces(piece.addresses[: len(places)], base + np.uint64(piece.start), piece.nbytes)
+            theirs = piece.addresses if len(piece.addresses) == len(places) else piece.addresses[: len(places)]
+            transfer.copy_pieces(theirs, arena.addresses(places, piece.start), piece.nbytes)
     finally:
         arena.end_use()
 
 
-def into_arena(arena: Arena, places: Places, offset: int, blocks: Located, chosen: NDArray[np.intp] | slice) -> None:
-    """Copy the `chosen` ones of the caller's blocks to `offset` (one shard's part begins there) of `places`."""
+def into_arena(arena: Arena, places: Places, offset: int, blocks: Located, chosen: NDArray[np.intp] | None) -> None:
+    """Copy the `chosen` ones (None: all) of the caller's blocks to `places`, `offset` bytes in: one shard's part."""
     arena.begin_use()
     try:
-        base = arena.addresses(places) + np.uint64(offset)
         for piece in blocks.pieces:
-            transfer.copy_pieces(base + np.uint64(piece.start), piece.addresses[chosen], piece.nbytes)
+            theirs = piece.addresses if chosen is None else piece.addresses[chosen]
+            transfer.copy_pieces(arena.addresses(places, offset + piece.start), theirs, piece.nbytes)
     finally:
         arena.end_use()

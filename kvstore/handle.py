@@ -18,7 +18,7 @@ from kvstore.copying import Located
 from kvstore.errors import InvalidRequest, LimitExceeded, Unavailable
 from kvstore.lease import Lease
 from kvstore.namespace import NamespaceSpec
-from kvstore.room import Room, granted_of, reasons
+from kvstore.room import BUSY_REASON, Grant, Room
 from kvstore.tiers.base import Places
 
 if TYPE_CHECKING:
@@ -201,13 +201,12 @@ class Namespace:
         Errors: InvalidRequest for malformed keys or a wrong shard. What gets no place is in Room.rejected.
         """
         keys, shard = checked_keys(keys), self._checked_shard(shard)
-        plan, ids, full = self._reserve(keys, shard, deadline_ms)
-        return Room(self, shard, plan, ids, full)
+        return Room(self, shard, self._reserve(keys, shard, deadline_ms))
 
     def _checked_shard(self, shard: int) -> int:
         return whole_number("shard", shard, 0, self.spec.shards - 1)
 
-    def _reserve(self, keys: Keys, shard: int, deadline_ms: float | None) -> tuple[Any, Ids, str]:
+    def _reserve(self, keys: Keys, shard: int, deadline_ms: float | None) -> Grant:
         self._store.check_open()
         clock = self._store.clock
         wait_ms = self._store.put_wait_ms if deadline_ms is None else deadline_ms
@@ -230,9 +229,7 @@ class Namespace:
         finally:
             grip.release()
 
-    def _try_reserve(
-        self, keys: Keys, shard: int, late: bool
-    ) -> tuple[tuple[Any, Ids, str] | None, Future[None] | None]:
+    def _try_reserve(self, keys: Keys, shard: int, late: bool) -> tuple[Grant | None, Future[None] | None]:
         """One attempt; without success the future to wait for. `late`: take what is to be had."""
         store, mover = self._store, self._mover
         store.settle_locked()
@@ -243,9 +240,12 @@ class Namespace:
             self._return(places)
             return None, mover.progress()
         used = self._index.begin(keys, shard, self._number, plan, ids, places)
-        self._return(places[used:])
-        store.watch(ids[granted_of(plan, ids)])
-        return (plan, ids, self._full_reason(fit < wanted)), None
+        if used < len(places):
+            self._return(places[used:])
+        positions, mine, own_places, words, present, refused = self._index.granted(plan, ids)
+        store.watch(mine, words)
+        rejected = self._reasons(refused, fit < wanted) if refused else {}
+        return Grant(positions, mine, own_places, present, rejected), None
 
     def _check_stop(self, grip: Grip, num_keys: int) -> None:
         if grip.stop == core.STOP_FULL:
@@ -257,10 +257,12 @@ class Namespace:
         if len(places):
             self._store.near.free(places, self.spec.block_nbytes)
 
-    def _full_reason(self, index_full: bool) -> str:
+    def _reasons(self, refused: list[tuple[int, bool]], index_full: bool) -> dict[int, str]:
+        """Why these positions were not granted: busy, or no room."""
+        full = f"no room in memory: host.nbytes={self._store.near_capacity} is leased or being written"
         if index_full:
-            return f"no free index entry: index.entries_max={self._index.counts()['entries_max']}"
-        return f"no room in memory: host.nbytes={self._store.near_capacity} is leased or being written"
+            full = f"no free index entry: index.entries_max={self._index.counts()['entries_max']}"
+        return {position: BUSY_REASON if busy else full for position, busy in refused}
 
     def put(
         self,
@@ -282,24 +284,23 @@ class Namespace:
         keys, shard = checked_keys(keys), self._checked_shard(shard)
         start = whole_number("start", start, 0, len(keys))
         sources = self.locate(blocks, layout, block_ids, writable=False).require(len(keys) - start)
-        plan, ids, full = self._reserve(keys, shard, deadline_ms)
-        granted = granted_of(plan, ids)
-        mine, present = ids[granted], int((plan == core.PRESENT).sum())
+        grant = self._reserve(keys, shard, deadline_ms)
+        mine = grant.ids
         if not len(mine):
-            return PutResult(0, present, reasons(plan, ids, full))
-        positions = np.flatnonzero(granted) - start
-        if positions[0] < 0:  # what this was to extend has left the store since the caller looked
+            return PutResult(0, grant.present, grant.rejected)
+        if grant.positions[0] < start:  # what this was to extend has left the store since the caller looked
             self.abandon_later(mine, shard)
             self.settle()
-            return PutResult(0, present, {i: PREFIX_GONE for i in range(start, len(keys))})
+            return PutResult(0, grant.present, {i: PREFIX_GONE for i in range(start, len(keys))})
         try:
-            self.copy_in(mine, shard, sources, positions)
+            chosen = grant.positions - start if len(mine) < sources.num_blocks else None
+            self.copy_in(grant.places, shard, sources, chosen)
         except BaseException:
             self.abandon_later(mine, shard)
             self.settle()
             raise
         lost = self.commit(mine, shard)
-        return PutResult(len(mine) - lost, present, reasons(plan, ids, full))
+        return PutResult(len(mine) - lost, grant.present, grant.rejected)
 
     def remove(self, keys: Keys) -> int:
         """Remove these blocks and every stored block that extends one of them; returns how many went."""
@@ -341,20 +342,16 @@ class Namespace:
 
     # ---- what Lease and Room ask for ----
 
-    def near_places(self, ids: Ids) -> Places:
-        """Arena places of ids that are reserved or leased near."""
-        return self._index.describe(ids)[0]
-
     def read_window(self, places: Places, on_release: Callable[[], None]) -> Window:
         """Read-only views of leased blocks. Errors: Unavailable."""
         self._store.check_open()
         return self.arena.window(places, self.spec.block_nbytes, readonly=True, on_release=on_release)
 
-    def part_window(self, ids: Ids, shard: int, on_release: Callable[[], None]) -> Window:
+    def part_window(self, places: Places, shard: int, on_release: Callable[[], None]) -> Window:
         """Writable views of one shard's parts of reserved blocks. Errors: Unavailable."""
         self._store.check_open()
         return self.arena.window(
-            self.near_places(ids),
+            places,
             self.spec.part_nbytes,
             offset=shard * self.spec.part_nbytes,
             readonly=False,
@@ -366,10 +363,10 @@ class Namespace:
         nbytes = self.spec.block_nbytes if writable else self.spec.part_nbytes
         return copying.locate(other, nbytes, layout, block_ids, writable=writable)
 
-    def copy_in(self, ids: Ids, shard: int, blocks: Located, chosen: NDArray[np.intp] | slice) -> None:
+    def copy_in(self, places: Places, shard: int, blocks: Located, chosen: NDArray[np.intp] | None) -> None:
         """Copy one shard's parts into reserved blocks. Errors: Unavailable."""
         self._store.check_open()
-        copying.into_arena(self.arena, self.near_places(ids), shard * self.spec.part_nbytes, blocks, chosen)
+        copying.into_arena(self.arena, places, shard * self.spec.part_nbytes, blocks, chosen)
 
     def copy_out(self, places: Places, out: Located) -> None:
         """Copy leased blocks out. Errors: Unavailable."""

@@ -4,38 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kvstore._core import index as core
-from kvstore.arrays import Ids, Mask
+from kvstore.arrays import Ids
 from kvstore.block import BlockLayout, PutResult
 from kvstore.errors import LeaseExpired, LimitExceeded
+from kvstore.tiers.base import Places
 
 if TYPE_CHECKING:
     from kvstore._core.arena import Window
     from kvstore._core.index import Grip
     from kvstore.handle import Namespace
-    from kvstore.tiers.base import Places
 
 BUSY_REASON = "being written by another reservation"
 
 
-def granted_of(plan: Mask, ids: Ids) -> NDArray[np.bool_]:
-    """Which positions of a reservation got a place."""
-    granted: NDArray[np.bool_] = ((plan == core.WANTED) | (plan == core.JOIN)) & (ids != core.NONE)
-    return granted
+class Grant(NamedTuple):
+    """What a reservation got."""
 
-
-def reasons(plan: Mask, ids: Ids, full: str) -> dict[int, str]:
-    """Why positions of a reservation were not granted."""
-    rejected = {}
-    for position in np.flatnonzero((plan == core.BUSY) | (ids == core.NONE)):
-        busy = plan[position] == core.BUSY
-        rejected[int(position)] = BUSY_REASON if busy else full
-    return rejected
+    positions: NDArray[np.intp]  # in the keys, of the blocks to fill
+    ids: Ids  # of the same
+    places: Places  # of the same, in the arena; fixed until the blocks are committed
+    present: int  # blocks that were stored before
+    rejected: Mapping[int, str]  # the others: position and reason
 
 
 class Ending:
@@ -64,13 +58,9 @@ class Room:
     Nobody may write through a view after the commit.
     """
 
-    def __init__(self, namespace: Namespace, shard: int, plan: Mask, ids: Ids, full: str) -> None:
+    def __init__(self, namespace: Namespace, shard: int, grant: Grant) -> None:
         self._namespace, self._shard = namespace, shard
-        granted = granted_of(plan, ids)
-        self.wanted: NDArray[np.intp] = np.flatnonzero(granted)
-        self.present = int((plan == core.PRESENT).sum())
-        self.rejected: Mapping[int, str] = reasons(plan, ids, full)
-        self._ids = ids[granted]
+        self.wanted, self._ids, self._places, self.present, self.rejected = grant
         self._ending = Ending(namespace, self._ids, shard)
         self._window: Window | None = None
         self._open = True
@@ -84,21 +74,21 @@ class Room:
         """Writable buffers of part_nbytes, one per wanted position. LeaseExpired once committed or undone."""
         self._check_open()
         if self._window is None:
-            self._window = self._namespace.part_window(self._ids, self._shard, self._ending.views_gone)
+            self._window = self._namespace.part_window(self._places, self._shard, self._ending.views_gone)
         return self._window.views
 
     @property
     def places(self) -> Places:
         """Arena places of the wanted blocks, for transfers by other means."""
         self._check_open()
-        return self._namespace.near_places(self._ids)
+        return self._places
 
     def fill(self, blocks: Any, layout: BlockLayout | None = None, block_ids: Any = None) -> None:
         """Copy the wanted blocks in from an array (len(wanted), part_nbytes), as many buffers, or, with a `layout`,
         tensors and the `block_ids` of their rows. Errors: InvalidRequest; nothing is copied then."""
         self._check_open()
         sources = self._namespace.locate(blocks, layout, block_ids, writable=False).require(len(self._ids))
-        self._namespace.copy_in(self._ids, self._shard, sources, slice(None))
+        self._namespace.copy_in(self._places, self._shard, sources, None)
 
     def commit(self) -> PutResult:
         """Make the blocks visible, parents before children; with shards, once every rank has committed its part.

@@ -187,14 +187,14 @@ class BlockStore:
             self.mover.drop_entries(wanted, ns)
         return int(self.index.num_free)
 
-    def watch(self, ids: Ids) -> None:
-        """These ids were reserved just now and may not stay so for ever."""
+    def watch(self, ids: Ids, words: Words) -> None:
+        """These ids were reserved just now, with these state words, and may not stay so for ever."""
         if len(ids):
-            self._reserved.append((self.clock.now_us() + self._ttl_us, ids, self.index.words(ids)))
+            self._reserved.append((self.clock.now_us() + self._ttl_us, ids, words))
 
     def commit(self, ids: Ids, shard: int, ns: int) -> int:
         """Commit one part of reserved blocks; returns how many had been undone before."""
-        published, committed = self.index.commit(ids, shard, self.clock.time_s())
+        published, _ = self.index.commit(ids, shard, self.clock.time_s())
         if self.far is not None and len(published):
             _, _, _, namespaces, _ = self.index.describe(published)
             if (namespaces == ns).all():
@@ -202,10 +202,9 @@ class BlockStore:
             else:
                 for other in np.unique(namespaces):
                     self.mover.committed(published[namespaces == other], int(other))
-        lost = len(ids) - int(committed.sum())
-        if lost:
+        if self.index.num_lost:
             self.mover.reap()
-        return lost
+        return self.index.num_lost
 
     def settle_locked(self) -> None:
         """Undo reservations that were left or whose time is up."""
@@ -216,7 +215,7 @@ class BlockStore:
         now_us = self.clock.now_us()
         while self._reserved:
             expires_us, ids, words = self._reserved[0]
-            pending = ids[(self.index.words(ids) == words) & ((words & np.uint64(0xFF)) == core.WRITING)]
+            pending = self.index.pending(ids, words)
             if len(pending) and now_us < expires_us:
                 return
             self._reserved.popleft()

@@ -20,16 +20,46 @@ void kv_evict_detach(kv_index *index, kv_table *table) {
         }
 }
 
+/* A touch is a hint: the id may have been given to another block since. */
+static int is_touchable(const kv_index *index, uint32_t id) {
+    return id < index->ids_used && kv_state_of(&index->records[id]) == KV_VALID;
+}
+
+#define CHAINS_SIDE_BY_SIDE 32
+
+/* Bring what accesses to these chains will need into the caches. A chain lies scattered, and each block is found
+ * through the one below it: chain by chain every block waits for memory, side by side the waits overlap. */
+static void fetch_chains(const kv_index *index, const uint32_t *ids, uint32_t num_ids) {
+    uint32_t at[CHAINS_SIDE_BY_SIDE], num_left = 0;
+    for (uint32_t i = 0; i < num_ids; i++)
+        if (ids[i] < index->ids_used) at[num_left++] = ids[i];
+    for (uint32_t i = 0; i < num_left; i++) __builtin_prefetch(&index->records[at[i]]);
+    while (num_left > 0) {
+        uint32_t num_going_on = 0;
+        for (uint32_t i = 0; i < num_left; i++) {
+            uint32_t parent = index->records[at[i]].parent;
+            __builtin_prefetch(&index->links[at[i]], 1);
+            if (parent == KV_NONE) continue;
+            __builtin_prefetch(&index->records[parent]);
+            at[num_going_on++] = parent;
+        }
+        num_left = num_going_on;
+    }
+}
+
 void kv_evict_drain(kv_index *index) {
     for (uint32_t i = 0; i < index->num_tables; i++) {
         kv_leases *shared = index->tables[i]->shared;
         uint32_t head = atomic_load_explicit(&shared->touch_head, memory_order_acquire);
         uint32_t tail = atomic_load_explicit(&shared->touch_tail, memory_order_relaxed);
         if (head - tail > KV_TOUCHES) tail = head - KV_TOUCHES; /* a client wrote rubbish */
-        for (; tail != head; tail++) {
-            uint32_t id = shared->touch[tail & (KV_TOUCHES - 1)];
-            /* A hint: the id may have been given to another block since. */
-            if (id < index->ids_used && kv_state_of(&index->records[id]) == KV_VALID) index->policy->access(index, id);
+        while (tail != head) {
+            uint32_t ids[CHAINS_SIDE_BY_SIDE], num_ids = 0;
+            while (tail != head && num_ids < CHAINS_SIDE_BY_SIDE)
+                ids[num_ids++] = shared->touch[tail++ & (KV_TOUCHES - 1)];
+            if (num_ids > 1) fetch_chains(index, ids, num_ids);
+            for (uint32_t j = 0; j < num_ids; j++)
+                if (is_touchable(index, ids[j])) index->policy->access(index, ids[j]);
         }
         atomic_store_explicit(&shared->touch_tail, tail, memory_order_release);
     }
@@ -146,11 +176,23 @@ static void drop(kv_index *index, uint32_t id, enum kv_reason reason) {
     kv_index_give_id(index, id);
 }
 
+/* What dropping a block will touch: its bucket and its ghost. */
+static void prefetch_homes(const kv_index *index, const uint32_t *ids, uint32_t num_ids) {
+    for (uint32_t i = 0; i < num_ids; i++) {
+        uint8_t key[KV_KEY_NBYTES];
+        kv_record_key(&index->records[ids[i]], key);
+        uint64_t home = kv_home(index, key);
+        __builtin_prefetch(&index->buckets[kv_home_bucket(index, home)]);
+        __builtin_prefetch(&index->ghosts[home % KV_GHOSTS]);
+    }
+}
+
 /* The verdicts on a batch, children before parents. Returns the bytes that came free. */
 static uint64_t settle_near(kv_index *index, const uint32_t *ids, uint32_t num_ids, kv_freed *freed) {
     uint8_t leased[KV_BATCH];
     uint64_t freed_nbytes = 0;
     writer_fence();
+    prefetch_homes(index, ids, num_ids);
     kv_evict_leased(index, ids, num_ids, leased);
     for (uint32_t i = 0; i < num_ids; i++) {
         uint32_t id = ids[i];

@@ -147,15 +147,20 @@ void kv_index_unhash(kv_index *index, uint32_t id) {
     }
 }
 
+#define PREFETCH_KEYS 64
+
+/* The home buckets of up to PREFETCH_KEYS keys from `first` on. */
+static void prefetch_homes(const kv_index *index, const uint8_t *keys, uint32_t first, uint32_t num_keys) {
+    for (uint32_t i = first; i < num_keys && i < first + PREFETCH_KEYS; i++)
+        __builtin_prefetch(&index->buckets[kv_home_bucket(index, kv_home(index, keys + (size_t)i * KV_KEY_NBYTES))]);
+}
+
 uint32_t kv_index_match(const kv_index *index, uint32_t ns, const uint8_t *keys, uint32_t num_keys, uint32_t *num_near,
                         uint32_t *near_total) {
     uint32_t matched = 0;
     *num_near = *near_total = 0;
     for (; matched < num_keys; matched++) {
-        if (matched % 64 == 0)
-            for (uint32_t i = matched; i < num_keys && i < matched + 64; i++)
-                __builtin_prefetch(
-                    &index->buckets[kv_home_bucket(index, kv_home(index, keys + (size_t)i * KV_KEY_NBYTES))]);
+        if (matched % PREFETCH_KEYS == 0) prefetch_homes(index, keys, matched, num_keys);
         uint32_t id = kv_index_find(index, keys + (size_t)matched * KV_KEY_NBYTES);
         if (id == KV_NONE) break;
         uint8_t state = kv_state_of(&index->records[id]);
@@ -251,6 +256,7 @@ uint32_t kv_index_plan(const kv_index *index, const uint8_t *keys, uint32_t num_
                        uint32_t *ids) {
     uint32_t wanted = 0;
     for (uint32_t i = 0; i < num_keys; i++) {
+        if (i % PREFETCH_KEYS == 0) prefetch_homes(index, keys, i, num_keys);
         uint32_t id = kv_index_find(index, keys + (size_t)i * KV_KEY_NBYTES);
         ids[i] = id;
         if (id == KV_NONE) {
@@ -374,6 +380,11 @@ static uint32_t publish_waiting(kv_index *index, uint32_t *published) {
 uint32_t kv_index_commit(kv_index *index, const uint32_t *ids, uint32_t num_ids, uint32_t shard, uint8_t *committed,
                          uint32_t *published) {
     uint32_t num_published = 0, deepest = KV_NONE;
+    /* The blocks' bytes have just been copied, and have pushed all this out of the caches. */
+    for (uint32_t i = 0; i < num_ids; i++) {
+        __builtin_prefetch(&index->records[ids[i]]);
+        __builtin_prefetch(&index->links[ids[i]]);
+    }
     for (uint32_t i = 0; i < num_ids; i++) {
         uint32_t id = ids[i];
         kv_links *links = &index->links[id];

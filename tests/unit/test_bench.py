@@ -36,8 +36,8 @@ def check(line: dict[str, object], bench: str) -> None:
         assert math.isclose(line["ratio"], line["value"] / line["ceiling"], rel_tol=1e-4)  # type: ignore
 
 
-def test_copy_is_among_the_benchmarks() -> None:
-    assert {"copy", "copy_kernels"} <= set(NAMES)
+def test_the_benchmarks_of_the_menu_are_there() -> None:
+    assert {"copy", "copy_kernels", "hash", "lookup", "evict", "store"} <= set(NAMES)
 
 
 @pytest.mark.parametrize("bench", NAMES)
@@ -55,6 +55,31 @@ def test_copy_yields_the_cases_that_goals_are_set_for() -> None:
     shapes = ["gather_64x32k", "scatter_64x32k", "gather_64x4k", "scatter_64x4k", "contiguous_2m"]
     assert {line["case"] for line in lines} == {*shapes, *(f"memcpy_{shape}" for shape in shapes)}
     assert all(line["unit"] == "GB/s" and line["value"] > 0 for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("bench", "units"),
+    [
+        ("hash", dict.fromkeys(["sha256", "xxh3_128", "python_sha256", "python_xxh3_128"], "ms")),
+        ("lookup", {f"{way}_{kind}": "us" for way in ("c", "raw", "py") for kind in ("hot", "cold")}),
+        ("evict", {"batch_256": "us", "touch": "ns", "touch_cold": "ns", "touch_hot": "ns", "metadata": "bytes"}),
+        (
+            "store",
+            {"put_2m": "GB/s", "get_2m": "GB/s", "views": "views/s", "zero_reuse": "%", "zero_reuse_128k": "%"},
+        ),
+    ],
+)
+def test_goals_find_their_cases_and_units(bench: str, units: dict[str, str]) -> None:
+    lines = [json.loads(line) for line in run(bench, "--quick", "--json").stdout.splitlines()]
+    assert {line["case"]: line["unit"] for line in lines} == units
+    assert all(line["value"] > 0 for line in lines)
+
+
+def test_hot_calls_run_under_pytest() -> None:
+    command = [sys.executable, "-m", "pytest", "bench", "-q", "--benchmark-disable", "-p", "no:cacheprovider"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert " passed" in done.stdout and "skipped" not in done.stdout
 
 
 def test_table_names_machine_ceiling_and_ratio() -> None:

@@ -439,3 +439,29 @@ def test_what_was_abandoned_says_when(index):
     index.abandon(ids, 0, 1234)
     assert index.ghosts(keys) == [(core.ABANDONED, 1234)] * 2
     index.reap()
+
+
+def test_one_drain_of_many_touches_leaves_them_in_order(index, leases):
+    """More chains than are fetched side by side, of different lengths, sharing blocks, one of them touched twice."""
+    chains = [random_keys(1 + number % 5, seed=number) for number in range(80)]
+    chains += [np.concatenate([chain[:2], random_keys(2, seed=1000 + number)]) for number, chain in enumerate(chains)]
+    for number, chain in enumerate(chains):
+        put(index, chain, places=np.arange(number * 8, number * 8 + 8, dtype=np.uint32))
+    index.drain()
+    order = np.random.default_rng(3).permutation(len(chains))
+    order = np.concatenate([order, order[:1]])
+    for number in order:
+        leases.acquire(chains[number]).release()
+    assert leases.touches == len(order)
+    index.drain()
+    assert leases.touches == 0
+    last = {}
+    for turn, number in enumerate(order):
+        for depth, key in enumerate(chains[number]):
+            last[key.tobytes()] = (turn, -depth)
+    expected = sorted(last, key=last.__getitem__)
+    while expected:
+        gone = expected.pop(0)
+        assert index.evict_near(SLOT, False, 0)[0] == SLOT
+        assert index.match(np.frombuffer(gone, np.uint8).reshape(1, 32)) == (0, 0, 0)
+        assert index.counts()["near"] == len(expected)

@@ -15,6 +15,13 @@ ARENA_NBYTES_MAX = 1 << 44    # places are 32-bit numbers of 4 KiB
 BLOCK_NBYTES_MAX = 1 << 30
 
 
+cdef const uint32_t[::1] _u32(object array):
+    try:
+        return array
+    except (TypeError, ValueError):    # not contiguous, or no uint32
+        return np.ascontiguousarray(array, dtype=np.uint32)
+
+
 cdef class Arena:
     """`nbytes` of memory (rounded up to 2 MiB) in the largest pages that can be had, cut into slots as asked.
 
@@ -71,7 +78,7 @@ cdef class Arena:
     def free(self, places, nbytes):
         """Give places of blocks of `nbytes` back; all or, when one is not allocated, none (InvalidRequest)."""
         cdef int number = self._class(nbytes)
-        cdef const uint32_t[::1] view = np.ascontiguousarray(places, dtype=np.uint32)
+        cdef const uint32_t[::1] view = _u32(places)
         if view.shape[0] and kv_slots_free(&self._slots, number, &view[0], <uint32_t>view.shape[0]) != 0:
             raise InvalidRequest(f"a place among {view.shape[0]} is not allocated for blocks of {nbytes} bytes")
 
@@ -90,15 +97,16 @@ cdef class Arena:
         """How many blocks of `nbytes` could be allocated now."""
         return kv_slots_available(&self._slots, self._class(nbytes))
 
-    def addresses(self, const uint32_t[::1] places not None):
-        """Addresses of places, uint64; valid while the blocks are leased or reserved, between begin_use and end_use."""
+    def addresses(self, const uint32_t[::1] places not None, uint64_t offset=0):
+        """Addresses `offset` bytes into places, uint64; valid while the blocks are leased or reserved, between begin_use
+        and end_use."""
         cdef Py_ssize_t i
         if not self._open:
             raise Unavailable("the arena is closed")
         out = np.empty(places.shape[0], dtype=np.uint64)
         cdef uint64_t[::1] addresses = out
         for i in range(places.shape[0]):
-            addresses[i] = <uint64_t><size_t>self._memory.base + <uint64_t>places[i] * KV_PLACE_NBYTES
+            addresses[i] = <uint64_t><size_t>self._memory.base + <uint64_t>places[i] * KV_PLACE_NBYTES + offset
         return out
 
     def begin_use(self):
@@ -113,7 +121,7 @@ cdef class Arena:
 
     def window(self, places, nbytes, *, bint readonly, offset=0, on_release=None):
         """A Window on `nbytes` from `offset` of each place; `on_release()` runs once nobody sees it any more."""
-        cdef const uint32_t[::1] view = np.ascontiguousarray(places, dtype=np.uint32)
+        cdef const uint32_t[::1] view = _u32(places)
         cdef Py_ssize_t i
         if not self._open:
             raise Unavailable("the arena is closed")

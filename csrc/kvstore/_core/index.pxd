@@ -13,6 +13,9 @@ cdef extern from "index.h" nogil:
         KV_WAS_REMOVED
         KV_WAS_CORRUPT
         KV_WAS_ABANDONED
+    enum kv_plan:
+        KV_PRESENT
+        KV_BUSY
     enum kv_tier:
         KV_NEAR
         KV_FAR
@@ -131,10 +134,11 @@ cdef extern from "evict.h" nogil:
 cdef class Index:
     # Owns the index's memory. Every method but `match` is the writer's: the caller holds the store's lock.
     cdef kv_index _index
+    cdef readonly uint32_t num_lost     # ids of the latest commit that can never become visible
     cdef bint _open
     cdef list _tables           # keeps the attached tables alive as long as evictions scan them
     cdef kv_freed _freed        # scratch of the evicting methods; one writer, so one is enough
-    cdef object _ids(self, object ids)
+    cdef uint32_t[::1] _ids(self, object ids)
     cdef object _take_freed(self)
 
 

@@ -47,7 +47,10 @@ cdef int keys_of(object keys, Py_buffer *view) except -1:
 
 
 cdef uint32_t[::1] _u32(object array):
-    return np.ascontiguousarray(array, dtype=np.uint32)
+    try:
+        return array
+    except (TypeError, ValueError):    # not contiguous, or no uint32
+        return np.ascontiguousarray(array, dtype=np.uint32)
 
 
 @cython.freelist(64)
@@ -246,11 +249,13 @@ cdef class Index:
         PyBuffer_Release(&view)
         return out
 
-    cdef object _ids(self, object ids):
-        array = np.ascontiguousarray(ids, dtype=np.uint32)
-        if array.size and array.max() >= self._index.ids_used:
-            raise InvalidRequest(f"id {array.max()} was never handed out")
-        return array
+    cdef uint32_t[::1] _ids(self, object ids):
+        cdef uint32_t[::1] view = _u32(ids)
+        cdef Py_ssize_t i
+        for i in range(view.shape[0]):
+            if view[i] >= self._index.ids_used:
+                raise InvalidRequest(f"id {view[i]} was never handed out")
+        return view
 
     def words(self, ids):
         """State words (generation and state) of ids, uint64 (n,): equal later ⇔ nothing happened to the block."""
@@ -281,6 +286,20 @@ cdef class Index:
             ns[i] = record.ns
             parent[i] = record.parent
         return near_out, far_out, sum_out, ns_out, parent_out
+
+    def pending(self, ids, const uint64_t[::1] words not None):
+        """Those of `ids` that are still being written, as when their state words were `words`; uint32 (num,)."""
+        cdef uint32_t[::1] view = self._ids(ids)
+        cdef Py_ssize_t i, num = 0
+        cdef uint64_t word
+        out = np.empty(view.shape[0], dtype=np.uint32)
+        cdef uint32_t[::1] found = out
+        for i in range(min(view.shape[0], words.shape[0])):
+            word = kv_record_word(&self._index.records[view[i]])
+            if word == words[i] and <uint8_t>word == WRITING:
+                found[num] = view[i]
+                num += 1
+        return out[:num]
 
     def keys(self, ids):
         """Keys of ids, uint8 (n, 32); zero for NONE."""
@@ -339,6 +358,29 @@ cdef class Index:
         PyBuffer_Release(&view)
         return used
 
+    def granted(self, const uint8_t[::1] plan, const uint32_t[::1] ids):
+        """What a reservation got: (positions, their ids, near places and state words, number present,
+        [(position, is busy)] of the others)."""
+        cdef Py_ssize_t i, num = 0, present = 0
+        cdef kv_record *record
+        positions_out, mine_out = np.empty(plan.shape[0], dtype=np.intp), np.empty(plan.shape[0], dtype=np.uint32)
+        places_out, words_out = np.empty(plan.shape[0], dtype=np.uint32), np.empty(plan.shape[0], dtype=np.uint64)
+        cdef Py_ssize_t[::1] positions = positions_out
+        cdef uint32_t[::1] mine = mine_out, places = places_out
+        cdef uint64_t[::1] words = words_out
+        refused = []
+        for i in range(plan.shape[0]):
+            if plan[i] == KV_PRESENT:
+                present += 1
+            elif plan[i] == KV_BUSY or ids[i] == KV_NONE:
+                refused.append((i, plan[i] == KV_BUSY))
+            else:
+                record = &self._index.records[ids[i]]
+                positions[num], mine[num] = i, ids[i]
+                places[num], words[num] = kv_record_place(record), kv_record_word(record)
+                num += 1
+        return positions_out[:num], mine_out[:num], places_out[:num], words_out[:num], present, refused
+
     def commit(self, ids, uint32_t shard, uint32_t now_s=0):
         """Commit part `shard`; returns (ids that became visible, per id 1, or 0 where it never can)."""
         cdef uint32_t[::1] view = self._ids(ids)
@@ -348,10 +390,14 @@ cdef class Index:
         cdef uint8_t[::1] committed = out
         cdef uint32_t[::1] published = published_out
         cdef uint32_t num_published = 0
+        cdef Py_ssize_t i
         kv_evict_drain(&self._index)
         if view.shape[0]:
             num_published = kv_index_commit(&self._index, &view[0], <uint32_t>view.shape[0], shard, &committed[0],
                                             &published[0])
+        self.num_lost = 0
+        for i in range(view.shape[0]):
+            self.num_lost += not committed[i]
         return published_out[:num_published], out
 
     def abandon(self, ids, uint32_t shard, uint32_t now_s=0):
@@ -394,22 +440,27 @@ cdef class Index:
         """[(tier, namespace, places)] of what came free, near (0) and far (1)."""
         out = []
         cdef uint32_t i, num
+        cdef uint32_t *freed_places
+        cdef uint16_t *freed_ns
         cdef uint32_t[::1] places
-        cdef uint16_t[::1] namespaces
+        cdef bint one_ns
         for tier in (0, 1):
             num = self._freed.num_near if tier == 0 else self._freed.num_far
             if num == 0:
                 continue
-            places_out, ns_out = np.empty(num, dtype=np.uint32), np.empty(num, dtype=np.uint16)
-            places, namespaces = places_out, ns_out
+            freed_places = self._freed.near_places if tier == 0 else self._freed.far_places
+            freed_ns = self._freed.near_ns if tier == 0 else self._freed.far_ns
+            places_out = np.empty(num, dtype=np.uint32)
+            places = places_out
+            one_ns = True
             for i in range(num):
-                places[i] = self._freed.near_places[i] if tier == 0 else self._freed.far_places[i]
-                namespaces[i] = self._freed.near_ns[i] if tier == 0 else self._freed.far_ns[i]
-            first = ns_out[0]
-            if (ns_out == first).all():
-                out.append((tier, int(first), places_out))
-            else:
-                out.extend((tier, int(ns), places_out[ns_out == ns]) for ns in np.unique(ns_out))
+                places[i] = freed_places[i]
+                one_ns &= freed_ns[i] == freed_ns[0]
+            if one_ns:
+                out.append((tier, freed_ns[0], places_out))
+                continue
+            ns_out = np.array(<uint16_t[:num]>freed_ns)
+            out.extend((tier, int(ns), places_out[ns_out == ns]) for ns in np.unique(ns_out))
         self._freed.num_near = self._freed.num_far = 0
         return out
 
