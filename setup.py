@@ -12,7 +12,8 @@ MODULES = {
     "hash": ["sha256", "xxh3", "chain"],
     "transfer": ["copy"],
     "arena": ["memory", "slots"],
-    "index": ["index", "lease", "lru", "evict", "moves", "removal", "audit"],
+    "index": ["index", "lru", "evict", "moves", "removal", "audit"],
+    "lease": ["lease", "index", "lru"],
     "blockio": ["blockio", "xxh3"],
     "clocked": ["clocked", "lease"],
 }
@@ -23,6 +24,10 @@ SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined",
 
 class Build(build_ext):
     """Generates the protobuf modules before the extensions: editable, wheel and in-place builds all pass here."""
+
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        self.parallel = self.parallel or os.cpu_count()
 
     def run(self) -> None:
         from grpc_tools import protoc
@@ -55,7 +60,6 @@ def extensions() -> list[Extension]:
             extra_link_args=["-pthread", *(SANITIZERS if SANITIZE else [])],
         )
         for name, sources in MODULES.items()
-        if Path(f"csrc/kvstore/_core/{name}.pyx").exists()
     ]
 
 

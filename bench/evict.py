@@ -18,7 +18,8 @@ from bench import stored
 from bench.clock import SEED, Times, cpu_ns, interleaved, time_result
 from bench.report import Result
 from kvstore._core import clocked
-from kvstore._core.index import Index, LeaseTable
+from kvstore._core.index import Index
+from kvstore._core.lease import LeaseTable
 from kvstore.arrays import Keys
 
 NUM_CHAINS, NUM_CHAINS_QUICK = 15_625, 1_200

@@ -11,7 +11,7 @@ from bench import stored
 from bench.copy import Region
 from bench.evict import BATCH_BLOCKS, NS, SLOT_NBYTES, full_index
 from kvstore._core import transfer
-from kvstore._core.index import LeaseTable
+from kvstore._core.lease import LeaseTable
 
 BLOCK_NBYTES = 2 << 20
 NUM_CHAINS = 1000

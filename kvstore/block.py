@@ -48,4 +48,5 @@ class BlockLayout:
 
     @property
     def block_nbytes(self) -> int:
+        """Bytes of one whole block."""
         return sum(self.pieces)

@@ -24,10 +24,13 @@ class SystemClock:
     """The machine's clock."""
 
     def now_us(self) -> int:
+        """As Clock: the machine's monotonic clock."""
         return time.monotonic_ns() // 1000
 
     def time_s(self) -> int:
+        """As Clock: the machine's calendar."""
         return int(time.time())
 
     def wait(self, future: Future[Any], timeout_us: int | None) -> bool:
+        """As Clock: blocks this thread."""
         return bool(wait((future,), None if timeout_us is None else max(0, timeout_us) / 1e6).done)

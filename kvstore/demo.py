@@ -18,8 +18,8 @@ from kvstore.config import Config
 from kvstore.embedded import open as open_store
 from kvstore.errors import Unavailable
 from kvstore.handle import Namespace
-from kvstore.mover import slot_nbytes
 from kvstore.namespace import NamespaceSpec
+from kvstore.space import slot_nbytes
 from kvstore.store import BlockStore
 from kvstore.workload import Chat, ChatRequest, chat_requests
 
@@ -49,10 +49,12 @@ class Setup:
 
     @property
     def block_nbytes(self) -> int:
+        """Bytes of a block."""
         return self.spec.block_nbytes
 
     @property
     def host_nbytes(self) -> int:
+        """What `host_blocks` take in memory."""
         return self.host_blocks * slot_nbytes(self.block_nbytes)
 
 
@@ -67,6 +69,7 @@ class Round:
 
     @property
     def tokens_reused(self) -> int:
+        """Tokens of the blocks that were found."""
         return self.counts.blocks_hit * BLOCK_TOKENS
 
     @property

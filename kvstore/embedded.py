@@ -11,11 +11,13 @@ from pathlib import Path
 from types import TracebackType
 
 from kvstore import policy
-from kvstore._core.index import Index, LeaseTable
+from kvstore._core.index import Index
+from kvstore._core.lease import LeaseTable
 from kvstore.clock import SystemClock
 from kvstore.config import Config
 from kvstore.errors import InvalidRequest, KVStoreError, Unavailable
-from kvstore.mover import Limits, Mover
+from kvstore.mover import Mover
+from kvstore.space import Limits
 from kvstore.store import BlockStore
 from kvstore.tiers.base import Tier
 from kvstore.tiers.host import HostTier

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from kvstore import copying, hashing
 from kvstore._core import index as core
+from kvstore._core.lease import STOP_BUSY, STOP_FULL, STOP_MISS
 from kvstore.arrays import NO_IDS, Ids, Keys
 from kvstore.block import BlockLayout, Match, PutResult
 from kvstore.checks import checked_keys, duration_us, whole_number
@@ -23,7 +24,7 @@ from kvstore.tiers.base import Places
 
 if TYPE_CHECKING:
     from kvstore._core.arena import Arena, Window
-    from kvstore._core.index import Grip
+    from kvstore._core.lease import Grip
     from kvstore.mover import Transfer
     from kvstore.store import BlockStore
 
@@ -91,7 +92,7 @@ class Namespace:
         self._store.check_open()
         keys, deadline_us = checked_keys(keys), self._deadline_us(deadline_ms)
         grip = self._leases.acquire(keys, ns=self._number)
-        if grip.stop <= core.STOP_MISS and grip.num_near == grip.num_blocks:
+        if grip.stop <= STOP_MISS and grip.num_near == grip.num_blocks:
             return Lease(self, grip, len(keys))
         return self._lease_far(keys, grip, deadline_us)
 
@@ -107,7 +108,7 @@ class Namespace:
         for _ in range(ROUNDS_MAX):
             self._check_stop(grip, len(keys))
             with self._lock:
-                if grip.stop == core.STOP_BUSY:
+                if grip.stop == STOP_BUSY:
                     grip = self._again(keys, grip)
                     continue
                 far = grip.ids()[grip.num_near :]
@@ -248,7 +249,7 @@ class Namespace:
         return Grant(positions, mine, own_places, present, rejected), None
 
     def _check_stop(self, grip: Grip, num_keys: int) -> None:
-        if grip.stop == core.STOP_FULL:
+        if grip.stop == STOP_FULL:
             grip.release()
             limit = self._leases.entries_max
             raise LimitExceeded(f"{num_keys} more blocks do not fit into index.leases_max={limit}; release some leases")

@@ -13,7 +13,7 @@ from kvstore.errors import LeaseExpired
 
 if TYPE_CHECKING:
     from kvstore._core.arena import Window
-    from kvstore._core.index import Grip
+    from kvstore._core.lease import Grip
     from kvstore.handle import Namespace
 
 

@@ -16,7 +16,7 @@ from kvstore.tiers.base import Places
 
 if TYPE_CHECKING:
     from kvstore._core.arena import Window
-    from kvstore._core.index import Grip
+    from kvstore._core.lease import Grip
     from kvstore.handle import Namespace
 
 BUSY_REASON = "being written by another reservation"
@@ -44,6 +44,7 @@ class Ending:
         self.grip: Grip | None = None
 
     def views_gone(self) -> None:
+        """Undo what was not committed, and end the leases on what was there already."""
         if self.abandoned:
             self.namespace.abandon_later(self.ids, self.shard)
         if self.grip is not None:

@@ -12,14 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvstore._core import index as core
-from kvstore._core.index import Index, LeaseTable
+from kvstore._core.index import Index
+from kvstore._core.lease import LeaseTable
 from kvstore.arrays import Ids, Words
 from kvstore.checks import duration_us
 from kvstore.clock import Clock
 from kvstore.errors import InvalidRequest, LimitExceeded, Unavailable
 from kvstore.handle import Namespace
-from kvstore.mover import Mover, Sizes, slot_nbytes
+from kvstore.mover import Mover
 from kvstore.namespace import NamespaceSpec
+from kvstore.space import Sizes, slot_nbytes
 from kvstore.tiers.base import ENTRY, PLACE_NBYTES, DurableTier, Entries, Places, Tier
 from kvstore.tiers.host import HostTier
 
@@ -39,14 +41,17 @@ class Recovered:
 
     @classmethod
     def joined(cls, parts: list[tuple[Places, Entries, NDArray[np.uint32]]]) -> Recovered:
+        """All parts behind one another."""
         if not parts:
             return cls(np.empty(0, np.uint32), np.empty(0, ENTRY), np.empty(0, np.uint32))
         return cls(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
     def only(self, which: NDArray[np.bool_]) -> Recovered:
+        """The blocks that a mask picks."""
         return Recovered(self.places[which], self.entries[which], self.last_used_s[which])
 
     def plus(self, other: Recovered) -> Recovered:
+        """These blocks, then the other ones."""
         both = [(one.places, one.entries, one.last_used_s) for one in (self, other)]
         return Recovered.joined(both)
 
@@ -174,6 +179,7 @@ class BlockStore:
 
     @property
     def is_open(self) -> bool:
+        """False once the store is closed. Needs no lock."""
         return self._open
 
     def check_open(self) -> None:

@@ -1,15 +1,18 @@
 from collections.abc import Callable
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import disjoint_base
 
 PAGE_KINDS: tuple[str, ...]
 ARENA_NBYTES_MAX: int
 BLOCK_NBYTES_MAX: int
 
+@disjoint_base
 class Arena:
     exports: int
-    def __init__(self, nbytes: int, *, shared: bool = False, base_pages: bool = False) -> None: ...
+    def __new__(cls, nbytes: int, *, shared: bool = False, base_pages: bool = False) -> Self: ...
     def allocate(self, nbytes: int, num_blocks: int) -> NDArray[np.uint32]: ...
     def free(self, places: NDArray[np.uint32], nbytes: int) -> None: ...
     def vacate(self, nbytes: int) -> tuple[int, int] | None: ...
@@ -45,6 +48,7 @@ class Arena:
     @property
     def fileno(self) -> int: ...
 
+@disjoint_base
 class Window:
     @property
     def views(self) -> list[memoryview]: ...

@@ -1,7 +1,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from kvstore._core.index import Index, LeaseTable
+from kvstore._core.index import Index
+from kvstore._core.lease import LeaseTable
 
 _Ids = NDArray[np.uint32]
 _Keys = NDArray[np.uint8]

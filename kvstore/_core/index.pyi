@@ -1,5 +1,8 @@
+from typing import Self
+
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import disjoint_base
 
 NONE: int
 KEY_NBYTES: int
@@ -12,10 +15,6 @@ WANTED: int
 FREE: int
 WRITING: int
 VALID: int
-STOP_END: int
-STOP_MISS: int
-STOP_BUSY: int
-STOP_FULL: int
 NEVER: int
 EVICTED: int
 UNWRITTEN: int
@@ -29,29 +28,10 @@ _Words = NDArray[np.uint64]
 _Keys = NDArray[np.uint8] | bytes
 _Groups = list[tuple[int, int, NDArray[np.uint32]]]
 
-class Grip:
-    num_blocks: int
-    num_near: int
-    stop: int
-    def release(self) -> None: ...
-    def ids(self) -> _Ids: ...
-    def near_places(self) -> NDArray[np.uint32]: ...
-
-class LeaseTable:
-    def __init__(self, index: Index, entries_max: int) -> None: ...
-    def acquire(self, keys: _Keys, counted: bool = True, ns: int = -1) -> Grip: ...
-    def hold(self, ids: _Ids) -> Grip: ...
-    def counts(self) -> dict[str, int]: ...
-    @property
-    def touches(self) -> int: ...
-    @property
-    def used(self) -> int: ...
-    @property
-    def entries_max(self) -> int: ...
-
+@disjoint_base
 class Index:
     num_lost: int
-    def __init__(self, entries_max: int, seed: bytes | None = None) -> None: ...
+    def __new__(cls, entries_max: int, seed: bytes | None = None) -> Self: ...
     def match(self, keys: _Keys, ns: int = -1) -> tuple[int, int, int]: ...
     def find(self, keys: _Keys, ns: int = -1) -> _Ids: ...
     def ghosts(self, keys: _Keys) -> list[tuple[int, int]]: ...

@@ -15,9 +15,9 @@ from kvstore.cli import Command, render
 from kvstore.cli.traffic import traffic_fields, traffic_table
 from kvstore.config import Config
 from kvstore.embedded import open as open_store
-from kvstore.mover import slot_nbytes
 from kvstore.namespace import BLOCK_NBYTES_MAX, NamespaceSpec
 from kvstore.replay import Replay, Result
+from kvstore.space import slot_nbytes
 from kvstore.trace import BLOCK_TOKENS, read_trace
 
 PERCENTILES = (50, 90, 99, 99.9)

@@ -21,10 +21,12 @@ class Breaker:
         self._reason = ""
 
     def succeed(self) -> None:
+        """The device answered: closed, and as patient as at first."""
         self._num_failures, self._open_until_us = 0, 0
         self._backoff_us, self._reason = BACKOFF_FIRST_US, ""
 
     def fail(self, reason: str, now_us: int) -> None:
+        """The device failed: open after FAILURES_MAX in a row, each time for longer."""
         self._num_failures += 1
         self._reason = reason
         if self._num_failures < FAILURES_MAX or now_us < self._open_until_us:

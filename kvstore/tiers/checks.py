@@ -59,6 +59,7 @@ def pages_of_buffers(buffers: Sequence[Buffer], *, writable: bool) -> tuple[NDAr
 
 
 def described(value: object) -> str:
+    """What a caller handed in, for an error's text."""
     if isinstance(value, np.ndarray):
         return f"an array of {value.dtype} and shape {value.shape}"
     return f"a {type(value).__name__}"

@@ -26,20 +26,13 @@ from kvstore.tiers.breaker import Breaker
 from kvstore.tiers.checks import check_batch, check_entries, check_places, pages_of_buffers
 from kvstore.tiers.disk_folder import DiskFolder
 from kvstore.tiers.disk_io import Batch, DiskIO, Part, monotonic_us, when_all_done
+from kvstore.tiers.geometry import NUM_SEGMENTS_MIN, PLACES_PER_SEGMENT, Geometry, capacity_for
 from kvstore.tiers.journal import Journal
 from kvstore.tiers.manifest import USE, Clean, Forget, Manifest, ManifestError, Name, Put, Use
 from kvstore.tiers.preparer import Preparer
 from kvstore.tiers.recovery import last_uses, surviving_entries
 from kvstore.tiers.segment_files import SegmentFiles
-from kvstore.tiers.segments import (
-    NUM_SEGMENTS_MIN,
-    PLACES_PER_SEGMENT,
-    Geometry,
-    SegmentTable,
-    State,
-    by_segment,
-    capacity_for,
-)
+from kvstore.tiers.segments import SegmentTable, State, by_segment
 
 __all__ = ["DiskTier", "capacity_for"]
 
@@ -187,6 +180,7 @@ class DiskTier:
             return None if self._closed else self._table.vacate(nbytes)
 
     def usage(self) -> Usage:
+        """As Tier: space, and why nothing can be read or written now."""
         with self._lock:
             reason = self._reason()
             table = self._table
@@ -283,6 +277,7 @@ class DiskTier:
                 self._journal.add(Name(number, text))
 
     def namespaces(self) -> dict[int, str]:
+        """As DurableTier: number → text of every namespace that was named."""
         with self._lock:
             return dict(self._names)
 

@@ -57,6 +57,7 @@ class DiskFolder:
         self.close()
 
     def close(self) -> None:
+        """Give up the lock. Idempotent."""
         if self._lock_descriptor >= 0:
             os.close(self._lock_descriptor)
             self._lock_descriptor = -1

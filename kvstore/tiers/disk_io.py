@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from kvstore._core import blockio
 from kvstore.tiers.base import PLACE_NBYTES, Buffer, Outcome, Outcomes, Places
+from kvstore.tiers.geometry import PLACES_PER_SEGMENT
 from kvstore.tiers.segment_files import SegmentFiles
-from kvstore.tiers.segments import PLACES_PER_SEGMENT
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +64,7 @@ class DiskIO:
         self._workers = ThreadPoolExecutor(num_threads, thread_name_prefix="kvstore-disk")
 
     def submit(self, batch: Batch) -> Future[Outcomes]:
+        """Start a batch in as many parts as there are threads; the future is done when all of them are."""
         size = -(-len(batch.places) // self._num_threads)
         firsts = range(0, len(batch.places), size)
         batch.num_parts = len(firsts)
@@ -116,6 +117,7 @@ class DiskIO:
 
 
 def failed_part(first: int, last: int) -> Part:
+    """The answer of a part that could not be tried."""
     size = last - first
     outcomes = np.full(size, Outcome.IO_ERROR, dtype=np.uint8)
     return Part(first, last, outcomes, np.zeros(size, np.uint64), np.zeros(size, np.int32), set())
@@ -141,4 +143,5 @@ def when_all_done(futures: list[Future[Outcomes]], call: Callable[[], None]) -> 
 
 
 def monotonic_us() -> int:
+    """The machine's monotonic clock, which the core's deadlines refer to."""
     return time.monotonic_ns() // 1000

@@ -171,6 +171,7 @@ class Manifest:
         return np.frombuffer(value[: len(value) // USE.itemsize * USE.itemsize], dtype=USE)
 
     def namespaces(self) -> dict[int, str]:
+        """Number → text of every namespace on record."""
         with self._env.begin(db=self._namespaces) as txn:
             return {
                 NAMESPACE_KEY.unpack(bytes(key))[0]: bytes(value).decode(errors="replace")
@@ -212,6 +213,7 @@ class Manifest:
             raise ManifestError(f"{self._path}: {error}") from error
 
     def close(self) -> None:
+        """Give up the file; nothing may be asked afterwards."""
         self._env.close()
 
     def _open(self) -> None:
@@ -313,6 +315,7 @@ def pack_row(key: bytes, seq: int, entries: Entries) -> bytes:
 
 
 def row_crc(key: bytes, seq: int, num_entries: int, body: bytes) -> int:
+    """What a row has to carry to be believed: CRC-32 of its key, its head and its body."""
     return zlib.crc32(body, zlib.crc32(key + ROW_HEAD.pack(seq, num_entries, 0)))
 
 

@@ -35,6 +35,7 @@ class SegmentFiles:
         self._in_use: dict[int, tuple[int, int]] = {}  # segment → (descriptor, number of users)
 
     def path(self, segment: int) -> Path:
+        """The file of a segment."""
         return self._folder / f"{segment:05d}.seg"
 
     def existing(self, num_segments: int) -> set[int]:

@@ -15,101 +15,18 @@ from __future__ import annotations
 import enum
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kvstore.errors import ConfigInvalid, InvalidRequest, LimitExceeded
+from kvstore.errors import InvalidRequest
 from kvstore.tiers.base import PLACE_NBYTES, Places
-
-PLACES_PER_SEGMENT = 65_536  # places of neighbouring segments are this far apart, however small a segment is
-SEGMENT_NBYTES_MIN = 1 << 20
-SEGMENT_NBYTES_MAX = PLACES_PER_SEGMENT * PLACE_NBYTES
-NUM_SEGMENTS_MIN = 4  # the reserve of two, one open, one sealed
-NUM_SEGMENTS_MAX = 65_536
-NUM_SEGMENTS_WANTED = 16
-RESERVE_SEGMENTS_MIN = 2
-RESERVE_SHARE = 16
-
-
-def num_pages(nbytes: int) -> int:
-    """How many PLACE_NBYTES units `nbytes` take."""
-    return -(-nbytes // PLACE_NBYTES)
-
-
-def reserve_segments(num_segments: int) -> int:
-    """How many of `num_segments` stay out of the capacity, so that there is always one to write to while
-    another is emptied."""
-    return max(RESERVE_SEGMENTS_MIN, -(-num_segments // RESERVE_SHARE))
-
-
-def default_segment_nbytes(capacity_nbytes: int) -> int:
-    """The largest power of two up to 256 MiB of which `capacity_nbytes` holds 16.
-
-    Errors: ConfigInvalid below 16 MiB.
-    """
-    floor_nbytes = NUM_SEGMENTS_WANTED * SEGMENT_NBYTES_MIN
-    if capacity_nbytes < floor_nbytes:
-        raise ConfigInvalid(f"disk capacity_nbytes={capacity_nbytes}; allowed: at least {floor_nbytes}")
-    return min(SEGMENT_NBYTES_MAX, 1 << ((capacity_nbytes // NUM_SEGMENTS_WANTED).bit_length() - 1))
-
-
-@dataclass(frozen=True, slots=True)
-class Geometry:
-    """How a capacity is cut into segments."""
-
-    segment_nbytes: int
-    num_segments: int
-
-    @classmethod
-    def choose(cls, capacity_nbytes: int, segment_nbytes: int | None) -> Geometry:
-        """As many segments as fit into `capacity_nbytes`. Errors: ConfigInvalid."""
-        if segment_nbytes is None:
-            segment_nbytes = default_segment_nbytes(capacity_nbytes)
-        if not SEGMENT_NBYTES_MIN <= segment_nbytes <= SEGMENT_NBYTES_MAX or segment_nbytes.bit_count() != 1:
-            raise ConfigInvalid(
-                f"disk segment_nbytes={segment_nbytes}; allowed: a power of two from {SEGMENT_NBYTES_MIN} "
-                f"to {SEGMENT_NBYTES_MAX}"
-            )
-        num_segments = capacity_nbytes // segment_nbytes
-        if not NUM_SEGMENTS_MIN <= num_segments <= NUM_SEGMENTS_MAX:
-            raise ConfigInvalid(
-                f"disk capacity_nbytes={capacity_nbytes} with segments of {segment_nbytes}; allowed: from "
-                f"{NUM_SEGMENTS_MIN * segment_nbytes} to {NUM_SEGMENTS_MAX * segment_nbytes}"
-            )
-        return cls(segment_nbytes, num_segments)
-
-    @property
-    def pages_per_segment(self) -> int:
-        return self.segment_nbytes // PLACE_NBYTES
-
-
-def capacity_for(num_blocks: int, nbytes: int, segment_nbytes: int | None = None) -> int:
-    """The smallest capacity_nbytes of a disk tier that can hold `num_blocks` blocks of `nbytes` at once.
-
-    Errors: LimitExceeded when no segment is large enough for such a block or no tier for so many.
-    """
-    if num_blocks < 1 or nbytes < 1:
-        raise InvalidRequest(f"num_blocks={num_blocks}, nbytes={nbytes}; allowed: at least 1")
-    sizes = [segment_nbytes] if segment_nbytes else [SEGMENT_NBYTES_MIN << shift for shift in range(9)]
-    found = []
-    for size in sizes:
-        if num_pages(nbytes) * PLACE_NBYTES > size:
-            continue
-        num_live = -(-num_blocks // (size // PLACE_NBYTES // num_pages(nbytes)))
-        num_segments = max(NUM_SEGMENTS_MIN if segment_nbytes else NUM_SEGMENTS_WANTED, num_live)
-        while num_segments - reserve_segments(num_segments) < num_live:
-            num_segments += num_live - num_segments + reserve_segments(num_segments)
-        is_chosen = size == (segment_nbytes or default_segment_nbytes(num_segments * size))
-        if num_segments <= NUM_SEGMENTS_MAX and is_chosen:
-            found.append(num_segments * size)
-    if not found:
-        raise LimitExceeded(f"no disk tier holds {num_blocks} blocks of {nbytes} bytes in segments of {max(sizes)}")
-    return min(found)
+from kvstore.tiers.geometry import PLACES_PER_SEGMENT, RESERVE_SEGMENTS_MIN, Geometry, num_pages, reserve_segments
 
 
 class State(enum.IntEnum):
+    """What a segment is good for now."""
+
     ABSENT = 0
     FREE = 1
     OPEN = 2
@@ -130,6 +47,7 @@ class Blocks:
         self.count = offsets.size
 
     def append(self, offsets: NDArray[np.uint16], pages: int) -> None:
+        """Add blocks of `pages` pages behind the last one; all of them live."""
         needed = self.count + offsets.size
         if needed > self.offsets.size:
             size = max(needed, 2 * self.offsets.size)
@@ -259,6 +177,7 @@ class SegmentTable:
         return living
 
     def vacate(self, nbytes: int) -> tuple[int, int] | None:
+        """As Tier: the places of the segment to empty next, None while there is room."""
         pages = num_pages(nbytes)
         has_room = self.used_nbytes + pages * PLACE_NBYTES <= self.capacity_nbytes
         num_coming = len(self._free) + int((self.state == State.CLEANING).sum())
@@ -319,6 +238,7 @@ class SegmentTable:
         return self._absent.popleft() if self._absent and self.absent_usable else None
 
     def give_absent(self, segment: int, *, written: bool) -> None:
+        """End take_absent: the segment is free, and its file exists or has still to be written."""
         self._written[segment] = written
         self._release(segment)
 

@@ -6,6 +6,7 @@ The child tells what it has been promised, one line per fact, in a file that sur
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import subprocess
@@ -62,7 +63,7 @@ def work(path: str, promises: str, first_seed: int) -> None:
 
 def run_and_kill(path: Path, promises: Path, first_seed: int, wait_s: float) -> None:
     command = [sys.executable, __file__, str(path), str(promises), str(first_seed)]
-    child = subprocess.Popen(command, env={"PYTHONPATH": ":".join(sys.path)}, stderr=subprocess.PIPE)
+    child = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": ":".join(sys.path)}, stderr=subprocess.PIPE)
     end_s = time.monotonic() + 60
     while not promises.exists() and time.monotonic() < end_s and child.poll() is None:
         time.sleep(0.01)

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvstore._core import index as core
-from kvstore._core.index import Index, LeaseTable
+from kvstore._core.index import Index
+from kvstore._core.lease import LeaseTable
 
 SLOT = 4096
 

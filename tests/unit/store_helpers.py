@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 
 from kvstore import policy
-from kvstore._core.index import Index, LeaseTable
+from kvstore._core.index import Index
+from kvstore._core.lease import LeaseTable
 from kvstore.clock import SystemClock
-from kvstore.mover import Limits, Mover
+from kvstore.mover import Mover
 from kvstore.namespace import NamespaceSpec
+from kvstore.space import Limits
 from kvstore.store import BlockStore
 from kvstore.tiers.base import Outcome, Tier
 from kvstore.tiers.host import HostTier

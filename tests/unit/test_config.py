@@ -8,7 +8,7 @@ import pytest
 
 from kvstore.config import ENTRIES_MAX, ENTRIES_MIN, GIB, MIB, Config
 from kvstore.errors import ConfigInvalid, KVStoreError
-from kvstore.tiers.segments import Geometry
+from kvstore.tiers.geometry import Geometry
 
 SAMPLE = Path(__file__).parents[2] / "deploy" / "kvstore.toml"
 

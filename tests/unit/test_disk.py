@@ -28,7 +28,7 @@ from kvstore.errors import ConfigInvalid, InvalidRequest, LimitExceeded, Unavail
 from kvstore.tiers.base import Outcome
 from kvstore.tiers.breaker import FAILURES_MAX
 from kvstore.tiers.disk import DiskTier, capacity_for
-from kvstore.tiers.segments import PLACES_PER_SEGMENT
+from kvstore.tiers.geometry import PLACES_PER_SEGMENT
 
 KIB = 1 << 10
 NBYTES = 60 * KIB + 17  # 16 pages with a tail
@@ -241,6 +241,7 @@ def test_full_vacate_and_room_again(tmp_path: Path) -> None:
     assert len(places) == usage.capacity_nbytes // (64 * KIB) == usage.num_blocks
     assert usage.used_nbytes == usage.capacity_nbytes == 14 * MIB
     assert len(tier.allocate(64 * KIB, 1)) == 0
+    wait_until(lambda: tier._table.num_ready == 2)  # one that is just being prepared cannot be opened
     tier.free(places[20:24], 64 * KIB)
     wait_until(lambda: len(tier.allocate(64 * KIB, 4)) == 4)  # a segment that is being prepared cannot be opened yet
     first, last = tier.vacate(64 * KIB)

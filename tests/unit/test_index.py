@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from kvstore._core import index as core
-from kvstore._core.index import Index, LeaseTable
+from kvstore._core.index import Index
+from kvstore._core.lease import STOP_END, STOP_FULL, STOP_MISS, LeaseTable
 from kvstore.errors import InvalidRequest, LimitExceeded
 
 SLOT = 4096
@@ -221,10 +222,10 @@ def test_a_lease_table_has_a_limit(index, leases):
     keys = random_keys(1100)
     put(index, keys)
     grip = leases.acquire(keys)
-    assert grip.stop == core.STOP_FULL and grip.num_blocks == 1024
-    assert leases.acquire(keys[:1]).stop == core.STOP_FULL
+    assert grip.stop == STOP_FULL and grip.num_blocks == 1024
+    assert leases.acquire(keys[:1]).stop == STOP_FULL
     grip.release()
-    assert leases.acquire(keys[:1]).stop == core.STOP_END
+    assert leases.acquire(keys[:1]).stop == STOP_END
 
 
 def test_leases_in_a_gap_of_the_chain_stop_at_the_miss(index, leases):
@@ -233,7 +234,7 @@ def test_leases_in_a_gap_of_the_chain_stop_at_the_miss(index, leases):
     asked = keys.copy()
     asked[4] ^= 1
     grip = leases.acquire(asked)
-    assert (grip.num_blocks, grip.stop) == (4, core.STOP_MISS)
+    assert (grip.num_blocks, grip.stop) == (4, STOP_MISS)
 
 
 def test_written_blocks_stay_known_after_eviction(index, leases):

@@ -3,7 +3,8 @@
 import numpy as np
 
 from kvstore.tiers.base import PLACE_NBYTES, Places
-from kvstore.tiers.segments import SEGMENT_NBYTES_MIN, Geometry, SegmentTable, State
+from kvstore.tiers.geometry import SEGMENT_NBYTES_MIN, Geometry
+from kvstore.tiers.segments import SegmentTable, State
 
 PAGES = SEGMENT_NBYTES_MIN // PLACE_NBYTES
 

@@ -98,8 +98,8 @@ cdef class Arena:
         return kv_slots_available(&self._slots, self._class(nbytes))
 
     def addresses(self, const uint32_t[::1] places not None, uint64_t offset=0):
-        """Addresses `offset` bytes into places, uint64; valid while the blocks are leased or reserved, between begin_use
-        and end_use."""
+        """Addresses `offset` bytes into places, uint64; valid while the blocks are leased or reserved, between
+        begin_use and end_use."""
         cdef Py_ssize_t i
         if not self._open:
             raise Unavailable("the arena is closed")

@@ -4,6 +4,7 @@ Files are named by descriptor, so whoever opened them keeps them open until the 
 of kvstore.tiers.base.Outcome, checksums are XXH3-64.
 """
 
+cimport cython
 from cpython.buffer cimport (
     PyBUF_C_CONTIGUOUS,
     PyBUF_WRITABLE,
@@ -73,6 +74,7 @@ def zero_fill(int fd, int64_t offset, int64_t nbytes, *, cancel):
     return error
 
 
+@cython.internal
 cdef class Held:
     def __cinit__(self, buffers, bint writable):
         cdef Py_ssize_t num_blocks = len(buffers), i

@@ -5,7 +5,9 @@ Times are uint32 nanoseconds, one per prefix, each with one reading of the clock
 
 from libc.stdint cimport uint8_t, uint32_t
 
-from kvstore._core.index cimport KV_GROUP, Index, LeaseTable, kv_index, kv_table
+from kvstore._core.index cimport Index
+from kvstore._core.lease cimport LeaseTable
+from kvstore._core.records cimport KV_GROUP, kv_index, kv_table
 
 import numpy as np
 

@@ -1,0 +1,18 @@
+from kvstore._core.index cimport Index, keys_of
+from kvstore._core.records cimport *
+
+
+cdef class LeaseTable:
+    # One client's leases; scanned by the index it is attached to.
+    cdef kv_table _table
+    cdef Index _index
+    cdef bint _open
+
+
+cdef class Grip:
+    # One acquire's leases. Owned by whoever holds it: released at the latest when it is collected.
+    cdef LeaseTable _table
+    cdef kv_held _held
+    cdef readonly uint32_t num_blocks
+    cdef readonly uint32_t num_near
+    cdef readonly uint32_t stop

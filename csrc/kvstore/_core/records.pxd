@@ -1,0 +1,137 @@
+# What index.h, policy.h, lease.h and evict.h declare; no code.
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+
+
+cdef extern from "index.h" nogil:
+    const uint32_t KV_NONE
+    enum: KV_KEY_NBYTES
+    enum: KV_SHARDS_MAX
+    enum: KV_NAMESPACES_MAX
+    enum kv_reason:
+        KV_NEVER
+        KV_WAS_EVICTED
+        KV_WAS_UNWRITTEN
+        KV_WAS_REMOVED
+        KV_WAS_CORRUPT
+        KV_WAS_ABANDONED
+    enum kv_plan:
+        KV_PRESENT
+        KV_BUSY
+    enum kv_tier:
+        KV_NEAR
+        KV_FAR
+    ctypedef struct kv_record:
+        uint64_t checksum
+        uint32_t parent
+        uint16_t ns
+        uint16_t flags
+    ctypedef struct kv_links:
+        uint32_t kids
+        uint32_t far
+    ctypedef struct kv_ns:
+        uint64_t slot_nbytes
+        uint32_t all_parts
+        uint32_t num_entries
+    ctypedef struct kv_order:
+        uint64_t length
+    ctypedef struct kv_counts:
+        uint64_t num_entries, num_writing, num_waiting, num_near, num_far, num_removed
+        uint64_t near_nbytes, far_nbytes, writing_nbytes
+        uint64_t evicted_near, evicted_far, dropped_unwritten, spared
+    ctypedef struct kv_table
+    ctypedef struct kv_policy
+    ctypedef struct kv_index:
+        kv_record *records
+        kv_links *links
+        kv_ns *namespaces
+        uint32_t entries_max
+        uint32_t ids_used
+        uint32_t now_s
+        uint32_t num_tables
+        kv_order near_order
+        kv_order far_order
+        kv_counts counts
+        const kv_policy *policy
+    int kv_index_create(kv_index *index, uint32_t entries_max, const uint64_t *seed)
+    void kv_index_destroy(kv_index *index)
+    double kv_index_nbytes_per_entry(const kv_index *index)
+    uint32_t kv_index_find(const kv_index *index, const uint8_t *key)
+    uint32_t kv_index_match(const kv_index *index, uint32_t ns, const uint8_t *keys, uint32_t num_keys,
+                            uint32_t *num_near, uint32_t *near_total)
+    uint32_t kv_index_plan(const kv_index *index, const uint8_t *keys, uint32_t num_keys, uint32_t shard,
+                           uint8_t *plan, uint32_t *ids)
+    uint32_t kv_index_begin(kv_index *index, const uint8_t *keys, uint32_t num_keys, uint32_t shard, uint16_t ns,
+                            uint8_t *plan, uint32_t *ids, const uint32_t *places, uint32_t num_places)
+    uint32_t kv_index_commit(kv_index *index, const uint32_t *ids, uint32_t num_ids, uint32_t shard,
+                             uint8_t *committed, uint32_t *published)
+    void kv_index_abandon(kv_index *index, const uint32_t *ids, uint32_t num_ids, uint32_t shard)
+    uint32_t kv_index_adopt(kv_index *index, const uint8_t *key, uint32_t parent, uint16_t ns, uint32_t far,
+                            uint64_t checksum)
+    uint32_t kv_index_remove(kv_index *index, const uint32_t *ids, uint32_t num_ids, kv_reason reason)
+    uint32_t kv_index_clear(kv_index *index, uint16_t ns)
+    uint32_t kv_index_in_range(const kv_index *index, kv_tier tier, uint32_t first, uint32_t last, uint32_t *ids,
+                               uint32_t ids_max)
+    kv_reason kv_index_ghost(const kv_index *index, const uint8_t *key, uint32_t *time_s)
+    int kv_index_check(const kv_index *index)
+    int kv_is_near(const kv_record *record)
+    uint64_t kv_record_word(const kv_record *record)
+    uint32_t kv_record_place(const kv_record *record)
+    void kv_record_key(const kv_record *record, uint8_t *key)
+
+cdef extern from "policy.h" nogil:
+    ctypedef struct kv_policy:
+        const char *name
+        void access(kv_index *index, uint32_t deepest) noexcept
+        void demoted(kv_index *index, uint32_t id) noexcept
+
+cdef extern from "lease.h" nogil:
+    enum: KV_GROUP
+    enum: KV_TOUCHES
+    ctypedef struct kv_held:
+        uint32_t group, num_blocks, num_near, stop
+    ctypedef struct kv_leases:
+        uint32_t entries_max
+    ctypedef struct kv_table:
+        kv_leases *shared
+        uint64_t num_acquires, num_keys, num_held, num_near
+    enum kv_stop:
+        KV_STOP_END
+        KV_STOP_MISS
+        KV_STOP_BUSY
+        KV_STOP_FULL
+    int kv_table_create(kv_table *table, uint32_t entries_max)
+    void kv_table_destroy(kv_table *table)
+    void kv_lease_acquire(const kv_index *index, kv_table *table, uint32_t ns, const uint8_t *keys,
+                          uint32_t num_keys, int counted, kv_held *held)
+    int kv_lease_hold(kv_table *table, const uint32_t *ids, uint32_t num_ids, kv_held *held)
+    void kv_lease_release(kv_table *table, kv_held *held)
+    void kv_lease_ids(const kv_table *table, const kv_held *held, uint32_t *ids)
+    uint32_t kv_lease_touches(const kv_table *table)
+    uint32_t kv_lease_used(const kv_table *table)
+
+cdef extern from "evict.h" nogil:
+    enum: KV_BATCH
+    ctypedef struct kv_freed:
+        uint32_t *near_places
+        uint32_t *far_places
+        uint16_t *near_ns
+        uint16_t *far_ns
+        uint32_t capacity, num_near, num_far
+    int kv_evict_attach(kv_index *index, kv_table *table)
+    void kv_evict_detach(kv_index *index, kv_table *table)
+    void kv_evict_drain(kv_index *index)
+    uint64_t kv_evict_near(kv_index *index, uint64_t wanted_nbytes, int keep_unwritten, kv_freed *freed)
+    uint64_t kv_evict_far(kv_index *index, uint64_t wanted_nbytes, kv_freed *freed)
+    uint64_t kv_evict_these(kv_index *index, const uint32_t *ids, uint32_t num_ids, int keep_unwritten,
+                            kv_freed *freed)
+    uint32_t kv_evict_reap(kv_index *index, kv_freed *freed)
+    void kv_writeback_mark(kv_index *index, const uint32_t *ids, const uint64_t *words, uint32_t num_ids,
+                           uint8_t *marked)
+    void kv_writeback_unmark(kv_index *index, const uint32_t *ids, const uint32_t *places,
+                             const uint64_t *checksums, const uint8_t *written, uint32_t num_ids, uint8_t *kept)
+    void kv_promote_mark(kv_index *index, const uint32_t *ids, uint32_t num_ids, uint8_t *marked)
+    void kv_promote_unmark(kv_index *index, const uint32_t *ids, const uint32_t *places, const uint8_t *read,
+                           uint32_t num_ids, uint8_t *kept)
+    void kv_carry_mark(kv_index *index, const uint32_t *ids, uint32_t num_ids, uint8_t *marked)
+    void kv_carry_unmark(kv_index *index, const uint32_t *ids, const uint32_t *places, const uint8_t *written,
+                         uint32_t num_ids, uint8_t *kept)

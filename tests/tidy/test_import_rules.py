@@ -1,0 +1,224 @@
+"""Who may import whom. An import that is not in the table is a change of the design: decide it here first."""
+
+import re
+import sys
+from collections.abc import Mapping
+
+from tidy_source import CYTHON_FILES, ROOT, Arrow, Module, imports, modules
+
+# Every module may import these; they import nothing of ours but each other, in this order.
+EVERYWHERE = ("errors", "block", "arrays")
+
+DISK = {
+    "tiers.disk_folder",
+    "tiers.disk_io",
+    "tiers.journal",
+    "tiers.manifest",
+    "tiers.preparer",
+    "tiers.recovery",
+    "tiers.geometry",
+    "tiers.segment_files",
+    "tiers.segments",
+}
+
+# Module → what it may import besides EVERYWHERE. `cli.*` is every subcommand that has no row of its own.
+MAY_IMPORT: dict[str, set[str]] = {
+    "errors": set(),
+    "block": set(),
+    "arrays": set(),
+    # values and pure decisions
+    "checks": set(),
+    "clock": set(),
+    "config": set(),
+    "namespace": set(),
+    "policy": set(),
+    "trace": set(),
+    "workload": set(),
+    # the doors to the compiled core
+    "_core": set(),
+    "hashing": {"_core.hash"},
+    "copying": {"_core.arena", "_core.transfer", "checks", "namespace", "tiers.base"},
+    # tiers: none knows another one; the disk tier is the only one of several files
+    "tiers": set(),
+    "tiers.base": set(),
+    "tiers.breaker": set(),
+    "tiers.checks": {"tiers.base"},
+    "tiers.memory": {"hashing", "tiers.base", "tiers.checks"},
+    "tiers.host": {"_core.arena", "hashing", "tiers.base", "tiers.checks"},
+    "tiers.disk": DISK | {"tiers.base", "tiers.breaker", "tiers.checks"},
+    "tiers.disk_folder": set(),
+    "tiers.disk_io": {"_core.blockio", "tiers.base", "tiers.geometry", "tiers.segment_files"},
+    "tiers.geometry": {"tiers.base"},
+    "tiers.journal": {"tiers.manifest"},
+    "tiers.manifest": {"tiers.base"},
+    "tiers.preparer": {"tiers.segment_files", "tiers.segments"},
+    "tiers.recovery": {"tiers.base", "tiers.manifest"},
+    "tiers.segment_files": {"_core.blockio"},
+    "tiers.segments": {"tiers.base", "tiers.geometry"},
+    # movement: knows the contract of the tiers, and the host tier because its arena is what blocks move through
+    "space": {"_core.index", "clock", "policy", "tiers.base", "tiers.host"},
+    "carry": {"_core.index", "tiers.base"},
+    "mover": {"_core.index", "carry", "clock", "policy", "space", "tiers.base", "tiers.host"},
+    # the verbs
+    "lease": {"copying"},
+    "room": {"tiers.base"},
+    "handle": {
+        *("_core.index", "_core.lease", "checks", "copying", "hashing", "lease", "namespace", "room", "tiers.base"),
+    },
+    "store": {
+        "_core.index",
+        "_core.lease",
+        "checks",
+        "clock",
+        "handle",
+        "mover",
+        "namespace",
+        "space",
+        "tiers.base",
+        "tiers.host",
+    },
+    # composition: the one place where tiers are chosen
+    "embedded": {
+        *("_core.index", "_core.lease", "clock", "config", "mover", "policy", "space", "store"),
+        *("tiers.base", "tiers.disk", "tiers.host"),
+    },
+    "kvstore": {"config", "embedded", "handle", "namespace", "store"},
+    # users of the public interface
+    "caller": {"handle", "lease", "workload"},
+    "replay": {"caller", "handle", "store", "trace", "workload"},
+    "demo": {
+        *("_core.arena", "caller", "config", "embedded", "handle", "hashing", "namespace", "space", "store"),
+        *("tiers.disk", "workload"),
+    },
+    "cli": set(),
+    "cli.render": set(),
+    "cli.plot": {"replay"},
+    "cli.traffic": {"caller", "cli.render"},
+    "cli.*": {
+        *(
+            "caller",
+            "cli",
+            "cli.plot",
+            "cli.render",
+            "cli.traffic",
+            "config",
+            "demo",
+            "embedded",
+            "handle",
+            "namespace",
+        ),
+        *("replay", "space", "store", "tiers.disk", "trace", "workload"),
+    },
+    "__main__": {"cli"},
+    "v1": set(),
+}
+
+# What annotations may name upwards, under TYPE_CHECKING only: objects that are handed in.
+MAY_NAME: dict[str, set[str]] = {
+    "carry": {"mover"},
+    "lease": {"_core.arena", "_core.lease", "handle"},
+    "room": {"_core.arena", "_core.lease", "handle", "tiers.base"},
+    "handle": {"_core.arena", "_core.lease", "mover", "store"},
+}
+
+# Distributions from outside → the only modules that may import them (a folder ends in `.*`).
+THIRD_PARTY: dict[str, tuple[str, ...]] = {
+    "numpy": ("*",),
+    "pydantic": ("config",),
+    "pydantic_core": ("config",),
+    "pydantic_settings": ("config",),
+    "lmdb": ("tiers.manifest",),
+    "click": ("cli", "cli.*"),
+    "rich": ("cli", "cli.*"),
+    "matplotlib": ("cli.plot",),
+    "grpc": ("service.*", "client.*"),
+    "cupy": ("tiers.hbm",),
+}
+
+# Compiled module → what its .pyx and .pxd may cimport of ours.
+MAY_CIMPORT: dict[str, set[str]] = {
+    "index": {"records"},
+    "lease": {"index", "records"},
+    "clocked": {"index", "lease", "records"},
+}
+
+
+def row(table: Mapping[str, set[str]], name: str) -> set[str] | None:
+    """A module's row: its own, or the one of its folder."""
+    return table.get(name, table.get(f"{name.rpartition('.')[0]}.*"))
+
+
+def is_covered(name: str, patterns: tuple[str, ...]) -> bool:
+    return any(name == pattern or (pattern[-1] == "*" and name.startswith(pattern[:-1])) for pattern in patterns)
+
+
+def ours(module: Module) -> list[tuple[str, Arrow]]:
+    """The imports of our own modules, without the leading `kvstore.`."""
+    arrows = [(arrow.target.partition("."), arrow) for arrow in imports(module.tree)]
+    return [(parts[2] or "kvstore", arrow) for parts, arrow in arrows if parts[0] == "kvstore"]
+
+
+def test_every_module_has_its_row() -> None:
+    missing = [module.name for module in modules() if row(MAY_IMPORT, module.name) is None]
+    assert not missing, "say in MAY_IMPORT what these may import"
+
+
+def test_every_row_has_its_module() -> None:
+    names = {module.name for module in modules()} | {"cli.*"}
+    assert (MAY_IMPORT.keys() | MAY_NAME.keys()) - names == set()
+
+
+def test_modules_import_only_what_their_row_allows() -> None:
+    wrong = []
+    for module in modules():
+        allowed = {*EVERYWHERE, *(row(MAY_IMPORT, module.name) or ())}
+        named = allowed | MAY_NAME.get(module.name, set())
+        for target, arrow in ours(module):
+            if target not in (named if arrow.types_only else allowed):
+                wrong.append(f"{module.path.relative_to(ROOT)}:{arrow.line} imports {target}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_lowest_modules_import_only_those_below() -> None:
+    for module in modules():
+        if module.name in EVERYWHERE:
+            below = EVERYWHERE[: EVERYWHERE.index(module.name)]
+            assert [target for target, _ in ours(module) if target not in below] == [], module.name
+
+
+def test_the_table_has_no_circle() -> None:
+    def visit(name: str, path: tuple[str, ...]) -> None:
+        assert name not in path, " → ".join((*path, name))
+        for target in row(MAY_IMPORT, name) or ():
+            visit(target, (*path, name))
+
+    for name in MAY_IMPORT:
+        visit(name, ())
+
+
+def test_no_relative_imports() -> None:
+    wrong = [module.name for module in modules() for arrow in imports(module.tree) if arrow.target.startswith(".")]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_what_comes_from_outside_is_imported_where_it_belongs() -> None:
+    wrong = []
+    for module in modules():
+        for arrow in imports(module.tree):
+            top = arrow.target.partition(".")[0]
+            if top in sys.stdlib_module_names or top == "kvstore":
+                continue
+            if not is_covered(module.name, THIRD_PARTY.get(top, ())):
+                wrong.append(f"{module.path.relative_to(ROOT)}:{arrow.line} imports {top}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_compiled_modules_know_only_errors_and_each_other() -> None:
+    wrong = []
+    for path in CYTHON_FILES:
+        text = path.read_text()
+        allowed = {f"kvstore._core.{name}" for name in MAY_CIMPORT.get(path.stem, ())}
+        found = set(re.findall(r"^\s*(?:from|cimport) (kvstore[\w.]*)", text, re.M))
+        found |= set(re.findall(r"^\s*import (kvstore[\w.]*)", text, re.M))
+        wrong += [f"{path.name} imports {name}" for name in found - allowed - {"kvstore.errors"}]
+    assert not wrong, "\n".join(wrong)
