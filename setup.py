@@ -14,7 +14,7 @@ MODULES = {
     "arena": ["memory", "slots"],
     "index": ["index", "lru", "evict", "moves", "removal", "audit"],
     "lease": ["lease", "index", "lru"],
-    "blockio": ["blockio", "xxh3"],
+    "blockio": ["engine", "engine_queue", "transfer_op", "ring", "xxh3"],
     "clocked": ["clocked", "lease"],
 }
 SANITIZE = os.environ.get("KVSTORE_SANITIZE") == "1"

@@ -1,26 +1,41 @@
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Buffer
 
-def write_blocks(
-    fds: NDArray[np.int32],
-    offsets: NDArray[np.int64],
-    buffers: Sequence[Buffer],
-    *,
-    cancel: NDArray[np.int32],
-    deadline_us: int | None = None,
-    tails: NDArray[np.uint8] | None = None,
-) -> tuple[NDArray[np.uint8], NDArray[np.uint64], NDArray[np.int32]]: ...
-def read_blocks(
-    fds: NDArray[np.int32],
-    offsets: NDArray[np.int64],
-    checksums: NDArray[np.uint64],
-    buffers: Sequence[Buffer],
-    *,
-    cancel: NDArray[np.int32],
-    deadline_us: int | None = None,
-    tails: NDArray[np.uint8] | None = None,
-) -> tuple[NDArray[np.uint8], NDArray[np.int32]]: ...
+DEPTH: int
+THREADS_MAX: int
+
+class Batch:
+    outcomes: NDArray[np.uint8]
+    checksums: NDArray[np.uint64]
+    errnos: NDArray[np.int32]
+    owner: Any
+    def __init__(
+        self,
+        writing: bool,
+        fds: NDArray[np.int32],
+        offsets: NDArray[np.int64],
+        buffers: Sequence[Buffer],
+        *,
+        checksums: NDArray[np.uint64] | None = None,
+        deadline_us: int | None = None,
+        owner: Any = None,
+    ) -> None: ...
+
+class Engine:
+    def __init__(self, num_threads: int, *, allow_ring: bool = True) -> None: ...
+    @property
+    def kind(self) -> str: ...
+    @property
+    def refusal(self) -> str: ...
+    @property
+    def fileno(self) -> int: ...
+    def submit(self, batch: Batch) -> None: ...
+    def cancel(self, batch: Batch) -> None: ...
+    def take(self, wait_us: int | None = None) -> Batch | None: ...
+    def stop(self) -> None: ...
+
 def zero_fill(fd: int, offset: int, nbytes: int, *, cancel: NDArray[np.int32]) -> int: ...

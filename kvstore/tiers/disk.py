@@ -25,7 +25,7 @@ from kvstore.tiers.base import PLACE_NBYTES, Buffer, Entries, Outcome, Outcomes,
 from kvstore.tiers.breaker import Breaker
 from kvstore.tiers.checks import check_batch, check_entries, check_places, pages_of_buffers
 from kvstore.tiers.disk_folder import DiskFolder
-from kvstore.tiers.disk_io import Batch, DiskIO, Part, monotonic_us, when_all_done
+from kvstore.tiers.disk_io import DiskIO, Result, Transfer, monotonic_us, when_all_done
 from kvstore.tiers.geometry import NUM_SEGMENTS_MIN, PLACES_PER_SEGMENT, Geometry, capacity_for
 from kvstore.tiers.journal import Journal
 from kvstore.tiers.manifest import USE, Clean, Forget, Manifest, ManifestError, Name, Put, Use
@@ -134,8 +134,8 @@ class DiskTier:
         check_batch(places, buffers)
         check_entries(entries, len(places))
 
-        def finish(part: Part) -> None:
-            self._wrote(part, places, pages, entries)
+        def finish(result: Result) -> None:
+            self._wrote(result, places, pages, entries)
 
         with self._lock:
             if self._closed or len(places) == 0:
@@ -145,10 +145,10 @@ class DiskTier:
             entries["nbytes"] = nbytes
             entries["time_s"][entries["time_s"] == 0] = int(self._time_s())
             no_checksums = np.zeros(len(places), dtype=np.uint64)
-            batch = Batch(True, places, buffers, no_checksums, self._until_us(deadline_us), finish)
-            self._writing.add(batch.future)
-            batch.future.add_done_callback(self._forget_writing)
-            return self._io.submit(batch)
+            transfer = Transfer(True, places, buffers, no_checksums, self._until_us(deadline_us), finish)
+            self._writing.add(transfer.future)
+            transfer.future.add_done_callback(self._forget_writing)
+            return self._io.submit(transfer)
 
     def read(
         self,
@@ -169,8 +169,8 @@ class DiskTier:
         with self._lock:
             if self._closed or len(places) == 0:
                 return done(np.full(len(places), Outcome.CLOSED, dtype=np.uint8))
-            batch = Batch(False, places, buffers, checksums, self._until_us(deadline_us), self._did_read)
-            return self._io.submit(batch)
+            transfer = Transfer(False, places, buffers, checksums, self._until_us(deadline_us), self._did_read)
+            return self._io.submit(transfer)
 
     def vacate(self, nbytes: int) -> tuple[int, int] | None:
         """As the contract says: the sealed segment with the least live bytes, while free segments run low."""
@@ -351,35 +351,33 @@ class DiskTier:
         with self._lock:
             self._writing.discard(future)
 
-    def _wrote(self, part: Part, places: Places, pages: NDArray[np.int64], entries: Entries) -> None:
-        """Have rows made for what a part of a batch wrote, unless it was freed meanwhile."""
-        chosen = slice(part.first, part.last)
-        places, pages, entries = places[chosen], pages[chosen], entries[chosen]
-        entries["checksum"] = part.checksums
+    def _wrote(self, result: Result, places: Places, pages: NDArray[np.int64], entries: Entries) -> None:
+        """Have rows made for what was written, unless it was freed meanwhile."""
+        entries["checksum"] = result.checksums
         with self._lock:
             for segment, positions in by_segment(places):
                 living = self._table.end_write(segment, places[positions] % PLACES_PER_SEGMENT, pages[positions])
-                if segment in part.refused:
-                    if part.errnos[positions].max() in NO_ROOM_ERRNOS:
+                if segment in result.refused:
+                    if result.errnos[positions].max() in NO_ROOM_ERRNOS:
                         self._table.refuse_absent(segment)
                     continue
                 self._table.set_written(segment)
-                kept = positions[living & (part.outcomes[positions] == Outcome.OK)]
+                kept = positions[living & (result.outcomes[positions] == Outcome.OK)]
                 if kept.size:
                     # Under the same lock as end_write(): a Clean of this segment can only come after the Put.
                     put = Put(segment, int(self._table.opening[segment]), entries[kept])
                     self._journal.add(put, int(put.entries["nbytes"].sum()))
-            self._judge(self._write_breaker, part, "write")
+            self._judge(self._write_breaker, result, "write")
             self._clean()
 
-    def _did_read(self, part: Part) -> None:
+    def _did_read(self, result: Result) -> None:
         with self._lock:
-            self._judge(self._read_breaker, part, "read")
+            self._judge(self._read_breaker, result, "read")
 
-    def _judge(self, breaker: Breaker, part: Part, verb: str) -> None:
-        """Tell a breaker how a part went. Caller holds the lock."""
-        failed = np.flatnonzero(part.outcomes == Outcome.IO_ERROR)
+    def _judge(self, breaker: Breaker, result: Result, verb: str) -> None:
+        """Tell a breaker how a transfer went. Caller holds the lock."""
+        failed = np.flatnonzero(result.outcomes == Outcome.IO_ERROR)
         if failed.size:
-            breaker.fail(f"{verb}: {os.strerror(int(part.errnos[failed[0]]))}", self._clock_us())
-        elif (part.outcomes == Outcome.OK).any():
+            breaker.fail(f"{verb}: {os.strerror(int(result.errnos[failed[0]]))}", self._clock_us())
+        elif (result.outcomes == Outcome.OK).any():
             breaker.succeed()

@@ -1,5 +1,4 @@
-"""Batches of block I/O on worker threads: a batch is split over them, each part is one call without the
-GIL."""
+"""Batches of block I/O: files are opened here, the engine (csrc/c/engine.h) transfers and checksums, a thread tells."""
 
 from __future__ import annotations
 
@@ -14,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvstore._core import blockio
+from kvstore.errors import Unavailable
 from kvstore.tiers.base import PLACE_NBYTES, Buffer, Outcome, Outcomes, Places
 from kvstore.tiers.geometry import PLACES_PER_SEGMENT
 from kvstore.tiers.segment_files import SegmentFiles
@@ -21,106 +21,121 @@ from kvstore.tiers.segment_files import SegmentFiles
 log = logging.getLogger(__name__)
 
 
-@dataclass(slots=True)
-class Part:
-    """What became of the blocks [first, last) of a batch."""
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What became of the blocks of a transfer."""
 
-    first: int
-    last: int
     outcomes: Outcomes
     checksums: NDArray[np.uint64]
     errnos: NDArray[np.int32]
-    refused: set[int]  # segments whose file could not be opened or made
+    refused: frozenset[int] = frozenset()  # segments whose file could not be opened or made
 
 
 @dataclass(slots=True)
-class Batch:
-    """One write or read under way. `finish` hears of every part on a worker thread, before the future is
-    done."""
+class Transfer:
+    """One write or read under way. `finish` hears its result on the collecting thread, before the future is done."""
 
     writing: bool
     places: Places
     buffers: Sequence[Buffer]
-    checksums: NDArray[np.uint64]  # wanted ones of a read; of a write, whatever
+    checksums: NDArray[np.uint64]  # wanted ones of a read
     deadline_us: int | None  # CLOCK_MONOTONIC
-    finish: Callable[[Part], None]
-    outcomes: Outcomes = field(init=False)
+    finish: Callable[[Result], None]
     future: Future[Outcomes] = field(default_factory=Future)
-    num_parts: int = 0  # still to come
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    descriptors: dict[int, int] = field(default_factory=dict)  # borrowed until the end
 
     def __post_init__(self) -> None:
-        self.outcomes = np.full(len(self.places), Outcome.CLOSED, dtype=np.uint8)
         self.future.set_running_or_notify_cancel()  # from here on nobody can cancel it
 
 
 class DiskIO:
-    """The worker threads. `submit` may be called from any thread, until close()."""
+    """Owns the engine, the thread that opens files and the one that collects results. Thread-safe until close()."""
 
-    def __init__(self, files: SegmentFiles, num_threads: int) -> None:
+    def __init__(self, files: SegmentFiles, num_threads: int, *, allow_ring: bool = True) -> None:
         self._files = files
-        self._num_threads = num_threads
         self.cancel: NDArray[np.int32] = np.zeros(1, dtype=np.int32)
-        self._workers = ThreadPoolExecutor(num_threads, thread_name_prefix="kvstore-disk")
+        self._engine = blockio.Engine(num_threads, allow_ring=allow_ring)
+        self._opener = ThreadPoolExecutor(1, thread_name_prefix="kvstore-disk-open")
+        self._collector = threading.Thread(target=self._collect, name="kvstore-disk", daemon=True)
+        self._collector.start()
 
-    def submit(self, batch: Batch) -> Future[Outcomes]:
-        """Start a batch in as many parts as there are threads; the future is done when all of them are."""
-        size = -(-len(batch.places) // self._num_threads)
-        firsts = range(0, len(batch.places), size)
-        batch.num_parts = len(firsts)
-        for first in firsts:
-            self._workers.submit(self._run, batch, first, min(first + size, len(batch.places)))
-        return batch.future
+    @property
+    def kind(self) -> str:
+        """What transfers run on: "io_uring" or "threads"."""
+        return self._engine.kind
+
+    @property
+    def refusal(self) -> str:
+        """Why io_uring could not be used; "" when it is."""
+        return self._engine.refusal
+
+    def submit(self, transfer: Transfer) -> Future[Outcomes]:
+        """Begin a transfer; never blocks on the file system."""
+        segments = np.unique(transfer.places // PLACES_PER_SEGMENT).tolist()
+        taken = self._files.take_open(segments)
+        if taken is None:
+            self._opener.submit(self._open_and_begin, transfer, segments)
+        else:
+            self._begin(transfer, taken)
+        return transfer.future
 
     def close(self) -> None:
         """Blocks that were not begun are CLOSED; returns when every future is done."""
         self.cancel[0] = 1
-        self._workers.shutdown(wait=True)
+        self._opener.shutdown(wait=True)
+        self._engine.stop()
+        self._collector.join()
 
-    def _run(self, batch: Batch, first: int, last: int) -> None:
+    def _open_and_begin(self, transfer: Transfer, segments: list[int]) -> None:
         try:
-            part = self._transfer(batch, first, last)
+            self._begin(transfer, self._files.take(segments, create=transfer.writing))
         except Exception:
-            log.exception("a batch of %d blocks failed", last - first)
-            part = failed_part(first, last)
-        batch.outcomes[first:last] = part.outcomes
+            log.exception("a transfer of %d blocks failed", len(transfer.places))
+            self._end(transfer, failed(transfer, Outcome.IO_ERROR))
+
+    def _begin(self, transfer: Transfer, descriptors: dict[int, int]) -> None:
+        transfer.descriptors = descriptors
+        segments = transfer.places // PLACES_PER_SEGMENT
+        offsets = (transfer.places % PLACES_PER_SEGMENT).astype(np.int64) * PLACE_NBYTES
+        fds = np.array([descriptors[segment] for segment in segments.tolist()], dtype=np.int32)
+        checksums = None if transfer.writing else transfer.checksums
+        batch = blockio.Batch(
+            transfer.writing,
+            fds,
+            offsets,
+            transfer.buffers,
+            checksums=checksums,
+            deadline_us=transfer.deadline_us,
+            owner=(transfer, fds),
+        )
         try:
-            batch.finish(part)
+            self._engine.submit(batch)
+        except Unavailable:  # it has stopped
+            self._end(transfer, failed(transfer, Outcome.CLOSED))
+
+    def _collect(self) -> None:
+        while (batch := self._engine.take()) is not None:
+            transfer, fds = batch.owner
+            batch.owner = None
+            unopened = (fds < 0) & (batch.outcomes == Outcome.IO_ERROR)
+            batch.errnos[unopened] = -fds[unopened]
+            refused = frozenset(number for number, fd in transfer.descriptors.items() if fd < 0)
+            self._end(transfer, Result(batch.outcomes, batch.checksums, batch.errnos, refused))
+
+    def _end(self, transfer: Transfer, result: Result) -> None:
+        self._files.give(transfer.descriptors)
+        try:
+            transfer.finish(result)
+        except Exception:
+            log.exception("the result of %d blocks could not be noted", len(transfer.places))
         finally:
-            with batch.lock:
-                batch.num_parts -= 1
-                is_last = batch.num_parts == 0
-            if is_last:
-                batch.future.set_result(batch.outcomes)
-
-    def _transfer(self, batch: Batch, first: int, last: int) -> Part:
-        places, buffers = batch.places[first:last], batch.buffers[first:last]
-        checksums = batch.checksums[first:last]
-        segments = places // PLACES_PER_SEGMENT
-        offsets = (places % PLACES_PER_SEGMENT).astype(np.int64) * PLACE_NBYTES
-        names, where = np.unique(segments, return_inverse=True)
-        with self._files.borrow(names.tolist(), create=batch.writing) as descriptors:
-            opened = np.array([descriptors[segment] for segment in names.tolist()], dtype=np.int32)
-            fds = np.ascontiguousarray(opened[where])
-            if batch.writing:
-                outcomes, checksums, errnos = blockio.write_blocks(
-                    fds, offsets, buffers, cancel=self.cancel, deadline_us=batch.deadline_us
-                )
-            else:
-                outcomes, errnos = blockio.read_blocks(
-                    fds, offsets, checksums, buffers, cancel=self.cancel, deadline_us=batch.deadline_us
-                )
-        unopened = (fds < 0) & (outcomes == Outcome.IO_ERROR)
-        errnos[unopened] = -fds[unopened]
-        refused = {segment for segment, descriptor in descriptors.items() if descriptor < 0}
-        return Part(first, last, outcomes, checksums, errnos, refused)
+            transfer.future.set_result(result.outcomes)
 
 
-def failed_part(first: int, last: int) -> Part:
-    """The answer of a part that could not be tried."""
-    size = last - first
-    outcomes = np.full(size, Outcome.IO_ERROR, dtype=np.uint8)
-    return Part(first, last, outcomes, np.zeros(size, np.uint64), np.zeros(size, np.int32), set())
+def failed(transfer: Transfer, outcome: Outcome) -> Result:
+    """All blocks alike, none of them transferred."""
+    num = len(transfer.places)
+    return Result(np.full(num, outcome, np.uint8), np.zeros(num, np.uint64), np.zeros(num, np.int32))
 
 
 def when_all_done(futures: list[Future[Outcomes]], call: Callable[[], None]) -> None:

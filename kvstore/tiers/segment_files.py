@@ -13,7 +13,7 @@ import errno
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -53,22 +53,31 @@ class SegmentFiles:
             if path.name not in names:
                 path.unlink()
 
-    @contextlib.contextmanager
-    def borrow(self, segments: Iterable[int], *, create: bool) -> Iterator[dict[int, int]]:
-        """Descriptors of the segments' files, open until the end of the with block.
+    def take(self, segments: Iterable[int], *, create: bool) -> dict[int, int]:
+        """Descriptors of the segments' files, open until they are given back.
 
         One that cannot be opened (`create`: or made) is given as minus the errno.
         """
-        borrowed: dict[int, int] = {}
-        try:
-            for segment in segments:
-                try:
-                    borrowed[segment] = self._take(segment, create)
-                except OSError as error:
-                    borrowed[segment] = -(error.errno or errno.EIO)
-            yield borrowed
-        finally:
-            for segment, descriptor in borrowed.items():
+        taken: dict[int, int] = {}
+        for segment in segments:
+            try:
+                taken[segment] = self._take(segment, create)
+            except OSError as error:
+                taken[segment] = -(error.errno or errno.EIO)
+        return taken
+
+    def take_open(self, segments: Iterable[int]) -> dict[int, int] | None:
+        """As take, but never blocks on the file system: None when one of the files is not open already."""
+        with self._lock:
+            wanted = list(segments)
+            if all(segment in self._in_use or segment in self._idle for segment in wanted):
+                return {segment: self._use(segment) for segment in wanted}
+        return None
+
+    def give(self, taken: dict[int, int]) -> None:
+        """End a take."""
+        with self._lock:
+            for segment, descriptor in taken.items():
                 if descriptor >= 0:
                     self._give(segment)
 
@@ -97,11 +106,11 @@ class SegmentFiles:
 
     def sync(self, segment: int) -> None:
         """Make what was written to the segment durable. Errors: OSError."""
-        with self.borrow([segment], create=False) as descriptors:
-            descriptor = descriptors[segment]
-            if descriptor < 0:
-                raise OSError(-descriptor, os.strerror(-descriptor), str(self.path(segment)))
+        descriptor = self._take(segment, False)
+        try:
             os.fdatasync(descriptor)
+        finally:
+            self.give({segment: descriptor})
 
     def close(self) -> None:
         """Close every file; none may be borrowed."""
@@ -113,25 +122,33 @@ class SegmentFiles:
 
     def _take(self, segment: int, create: bool) -> int:
         with self._lock:
-            if segment in self._in_use:
-                descriptor, num_users = self._in_use[segment]
+            if segment in self._in_use or segment in self._idle:
+                return self._use(segment)
+        descriptor = self._open(segment, create)  # without the lock: it may take the file system a while
+        with self._lock:
+            if segment in self._in_use or segment in self._idle:  # opened by somebody else meanwhile
+                os.close(descriptor)
             else:
-                descriptor = self._idle.pop(segment, -1)
-                num_users = 0
-                if descriptor < 0:
-                    descriptor = self._open(segment, create)
-            self._in_use[segment] = (descriptor, num_users + 1)
-            return descriptor
+                self._idle[segment] = descriptor
+            return self._use(segment)
+
+    def _use(self, segment: int) -> int:
+        """Count one more user of an open file. Caller holds the lock."""
+        descriptor, num_users = self._in_use.get(segment, (-1, 0))
+        if num_users == 0:
+            descriptor = self._idle.pop(segment)
+        self._in_use[segment] = (descriptor, num_users + 1)
+        return descriptor
 
     def _give(self, segment: int) -> None:
-        with self._lock:
-            descriptor, num_users = self._in_use.pop(segment)
-            if num_users > 1:
-                self._in_use[segment] = (descriptor, num_users - 1)
-                return
-            self._idle[segment] = descriptor
-            if len(self._idle) > OPEN_FILES_MAX:
-                os.close(self._idle.popitem(last=False)[1])
+        """Caller holds the lock."""
+        descriptor, num_users = self._in_use.pop(segment)
+        if num_users > 1:
+            self._in_use[segment] = (descriptor, num_users - 1)
+            return
+        self._idle[segment] = descriptor
+        if len(self._idle) > OPEN_FILES_MAX:
+            os.close(self._idle.popitem(last=False)[1])
 
     def _open(self, segment: int, create: bool) -> int:
         path = self.path(segment)

@@ -40,10 +40,20 @@ def seed_of(entry: Any) -> int:
     return int(entry["key"][:8].view("<u8")[0])
 
 
+def allocate(tier: DiskTier, nbytes: int, num_blocks: int) -> Places:
+    """Places for all, once the segments that are being cleaned have come back."""
+    places = tier.allocate(nbytes, num_blocks)
+    end_s = time.monotonic() + 30
+    while len(places) < num_blocks:
+        assert time.monotonic() < end_s, "no room"
+        time.sleep(0.005)
+        places = np.concatenate([places, tier.allocate(nbytes, num_blocks - len(places))])
+    return places
+
+
 def write(tier: DiskTier, seeds: range | list[int], nbytes: int) -> tuple[Places, Entries]:
     """Blocks of content(seed) written and checked to be so."""
-    places, entries = tier.allocate(nbytes, len(seeds)), make_entries(seeds)
-    assert len(places) == len(seeds)
+    places, entries = allocate(tier, nbytes, len(seeds)), make_entries(seeds)
     outcomes = tier.write(places, entries, [memoryview(content(seed, nbytes)) for seed in seeds]).result(60)
     assert outcomes.tolist() == [0] * len(seeds)
     return places, entries

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -106,13 +107,13 @@ def test_removal_is_final_and_eviction_need_not_be(tmp_path: Path) -> None:
 
 def test_a_block_freed_while_it_is_written_gets_no_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tier = open_tier(tmp_path)
-    gate, write_blocks = threading.Event(), tier_module("blockio").write_blocks
+    gate, collected = threading.Event(), tier._io._end
 
-    def wait_and_write(*args: object, **options: object) -> object:
+    def wait_and_end(*args: Any) -> None:
         assert gate.wait(60)
-        return write_blocks(*args, **options)
+        collected(*args)
 
-    monkeypatch.setattr("kvstore.tiers.disk_io.blockio.write_blocks", wait_and_write)
+    monkeypatch.setattr(tier._io, "_end", wait_and_end)
     places, entries = tier.allocate(NBYTES, 2), make_entries([0, 1])
     future = tier.write(places, entries, [memoryview(content(seed, NBYTES)) for seed in (0, 1)])
     tier.free(places[:1], NBYTES, forget=True)
@@ -125,10 +126,6 @@ def test_a_block_freed_while_it_is_written_gets_no_row(tmp_path: Path, monkeypat
     tier = open_tier(tmp_path)
     assert recovered_seeds(tier) == [1]
     tier.close()
-
-
-def tier_module(name: str) -> object:
-    return getattr(sys.modules["kvstore.tiers.disk_io"], name)
 
 
 def test_recency_and_namespaces_survive(tmp_path: Path) -> None:

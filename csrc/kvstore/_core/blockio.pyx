@@ -1,62 +1,183 @@
-"""Batches of block reads and writes without the GIL: one call per batch, one outcome per block, checksums included.
+"""The disk I/O engine: batches of block transfers and checksums on threads of its own, without the GIL.
 
-Files are named by descriptor, so whoever opened them keeps them open until the call returns. Outcomes are the values
-of kvstore.tiers.base.Outcome, checksums are XXH3-64.
+Files are named by descriptor; whoever opened them keeps them open until the batch is finished. Outcomes are the
+values of kvstore.tiers.base.Outcome, checksums are XXH3-64.
 """
 
-cimport cython
-from cpython.buffer cimport (
-    PyBUF_C_CONTIGUOUS,
-    PyBUF_WRITABLE,
-    PyBuffer_Release,
-    PyObject_GetBuffer,
-)
+from cpython.buffer cimport PyBUF_C_CONTIGUOUS, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
+from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport INT64_MAX, int32_t, int64_t, uint8_t, uint64_t
+
+import errno as _errno
+import os
 
 import numpy as np
 
-from kvstore.errors import InvalidRequest
+from kvstore.errors import InvalidRequest, Unavailable
+
+DEPTH = KV_ENGINE_DEPTH
+THREADS_MAX = 256
 
 
-def write_blocks(fds, offsets, buffers, *, cancel, deadline_us=None, tails=None):
-    """Write buffers[i] at offsets[i] of the file fds[i]: (outcomes uint8, checksums uint64, errnos int32).
+cdef class Batch:
+    """Blocks to write or read: `fds` int32, `offsets` int64 (bytes, multiples of 4096), `buffers` C-contiguous and
+    not empty; of a read writable, with the wanted `checksums` (uint64). `deadline_us` is in CLOCK_MONOTONIC.
 
-    `fds` int32, `offsets` int64 (bytes, multiples of 4096), `buffers` C-contiguous and not empty; `cancel` is an int32
-    array of one element, looked at before every block: non-zero ends the batch with CLOSED. `deadline_us` is in
-    CLOCK_MONOTONIC microseconds. `tails`, a uint8 array or None: where non-zero, the bytes behind the buffer up to the
-    next multiple of 4096 are mapped and may be zeroed and written. What the file holds behind a block up to that
-    multiple is zeros. A checksum is 0 where its outcome is not OK.
-    Errors: InvalidRequest, before anything is written.
+    Once the engine has given it back: `outcomes` uint8, `errnos` int32 (0 where the device did not refuse), and of a
+    write `checksums`, 0 where the outcome is not OK; a read buffer whose outcome is not OK holds rubbish. A block
+    takes its length in the file, rounded up to 4096 with zeros. `owner` is the caller's. Errors: InvalidRequest.
     """
-    cdef kv_blockio_batch batch
-    cdef uint64_t[::1] out
-    held = Held(buffers, False)
-    outcomes, errnos = _open_batch(&batch, held, fds, offsets, cancel, deadline_us, tails)
-    checksums = np.zeros(held.num_open, dtype=np.uint64)
-    if held.num_open:
-        out = checksums
-        with nogil:
-            kv_blockio_write(&batch, &out[0])
-    return outcomes, checksums, errnos
+
+    def __cinit__(self, bint writing, fds, offsets, buffers, *, checksums=None, deadline_us=None, owner=None):
+        cdef Py_ssize_t num_blocks = len(buffers), i
+        cdef const int32_t[::1] fd_view
+        cdef const int64_t[::1] offset_view
+        cdef uint64_t[::1] checksum_view
+        cdef uint8_t[::1] outcome_view
+        cdef int32_t[::1] errno_view
+        if num_blocks == 0:
+            raise InvalidRequest("a batch of 0 blocks; allowed: at least 1")
+        self._fds = fd_view = _vector("fds", fds, np.int32, num_blocks)
+        self._offsets = offset_view = _vector("offsets", offsets, np.int64, num_blocks)
+        for i in range(num_blocks):
+            if offset_view[i] < 0 or offset_view[i] % KV_PAGE_NBYTES:
+                raise InvalidRequest(
+                    f"offsets[{i}]={offset_view[i]}; allowed: non-negative multiples of {KV_PAGE_NBYTES}")
+        if writing:
+            self.checksums = np.zeros(num_blocks, dtype=np.uint64)
+        else:
+            self.checksums = _vector("checksums", checksums, np.uint64, num_blocks).copy()
+        self.outcomes, self.errnos = np.zeros(num_blocks, dtype=np.uint8), np.zeros(num_blocks, dtype=np.int32)
+        checksum_view, outcome_view, errno_view = self.checksums, self.outcomes, self.errnos
+        self._hold(buffers, not writing)
+        self.owner = owner
+        self._batch.num_blocks, self._batch.writing = num_blocks, writing
+        self._batch.fds, self._batch.offsets = &fd_view[0], &offset_view[0]
+        self._batch.buffers, self._batch.nbytes = self._addresses, self._nbytes
+        self._batch.checksums, self._batch.outcomes = &checksum_view[0], &outcome_view[0]
+        self._batch.errnos = &errno_view[0]
+        self._batch.deadline_us = INT64_MAX if deadline_us is None else min(deadline_us, INT64_MAX)
+        self._batch.owner = <void *>self
+
+    cdef int _hold(self, buffers, bint writable) except -1:
+        cdef Py_ssize_t num_blocks = len(buffers), i
+        cdef int flags = PyBUF_C_CONTIGUOUS | (PyBUF_WRITABLE if writable else 0)
+        self._views = <Py_buffer *>PyMem_Calloc(num_blocks, sizeof(Py_buffer))
+        self._addresses = <void **>PyMem_Calloc(num_blocks, sizeof(void *))
+        self._nbytes = <uint64_t *>PyMem_Calloc(num_blocks, sizeof(uint64_t))
+        if self._views == NULL or self._addresses == NULL or self._nbytes == NULL:
+            raise MemoryError(f"no memory for a batch of {num_blocks} blocks")
+        for i in range(num_blocks):
+            try:
+                PyObject_GetBuffer(buffers[i], &self._views[i], flags)
+            except (BufferError, TypeError, ValueError) as error:
+                kind = "C-contiguous and writable" if writable else "C-contiguous"
+                raise InvalidRequest(f"buffers[{i}] is {type(buffers[i]).__name__} ({error}); "
+                                     f"allowed: a buffer that is {kind}") from None
+            self._num_open = i + 1
+            self._addresses[i] = self._views[i].buf
+            self._nbytes[i] = self._views[i].len
+            if self._views[i].len == 0:
+                raise InvalidRequest(f"buffers[{i}] is empty; allowed: at least 1 byte")
+        return 0
+
+    cdef int _release(self) except -1:
+        """Let go of the buffers: nobody transfers any more."""
+        cdef Py_ssize_t i, num_open = self._num_open
+        self._num_open = 0
+        for i in range(num_open):
+            PyBuffer_Release(&self._views[i])
+        return 0
+
+    def __dealloc__(self):
+        self._release()
+        PyMem_Free(self._views)
+        PyMem_Free(self._addresses)
+        PyMem_Free(self._nbytes)
 
 
-def read_blocks(fds, offsets, checksums, buffers, *, cancel, deadline_us=None, tails=None):
-    """Fill buffers[i] from offsets[i] of the file fds[i] and verify it: (outcomes uint8, errnos int32).
+cdef class Engine:
+    """Transfers batches: over io_uring, or, where that is refused or `allow_ring` is False, on `num_threads` threads.
 
-    As write_blocks, with writable buffers and `checksums` a uint64 array. `tails`: where non-zero, the bytes behind
-    the buffer may be overwritten. A buffer whose outcome is not OK holds rubbish.
-    Errors: InvalidRequest, before anything is read.
+    Reads go before writes. Thread-safe. Errors: InvalidRequest for a number of threads out of range, Unavailable
+    when threads or descriptors cannot be had.
     """
-    cdef kv_blockio_batch batch
-    cdef const uint64_t[::1] wanted
-    held = Held(buffers, True)
-    outcomes, errnos = _open_batch(&batch, held, fds, offsets, cancel, deadline_us, tails)
-    wanted = _vector("checksums", checksums, np.uint64, held.num_open)
-    if held.num_open:
+
+    def __cinit__(self, num_threads, *, bint allow_ring=True):
+        if not 1 <= num_threads <= THREADS_MAX:
+            raise InvalidRequest(f"num_threads={num_threads}; allowed: from 1 to {THREADS_MAX}")
+        cdef int code = kv_engine_create(&self._engine, allow_ring, num_threads)
+        if code < 0:
+            self._engine = NULL
+            raise Unavailable(f"the disk I/O engine cannot start: {os.strerror(-code)}")
+
+    def __dealloc__(self):
+        cdef kv_batch *taken
+        if self._engine == NULL:
+            return
         with nogil:
-            kv_blockio_read(&batch, &wanted[0])
-    return outcomes, errnos
+            kv_engine_stop(self._engine)
+        taken = kv_engine_take(self._engine, 0)
+        while taken != NULL:
+            Py_DECREF(<Batch>taken.owner)
+            taken = kv_engine_take(self._engine, 0)
+        kv_engine_destroy(self._engine)
+
+    @property
+    def kind(self):
+        """What it runs on: "io_uring" or "threads"."""
+        return "io_uring" if kv_engine_kind_of(self._engine) == KV_ENGINE_RING else "threads"
+
+    @property
+    def refusal(self):
+        """Why io_uring could not be used; "" when it is, or was not asked for."""
+        cdef int code = kv_engine_refusal(self._engine)
+        return f"{_errno.errorcode.get(code, code)}: {os.strerror(code)}" if code else ""
+
+    @property
+    def fileno(self):
+        """An eventfd that is readable while a finished batch waits to be taken."""
+        return kv_engine_fileno(self._engine)
+
+    def submit(self, Batch batch not None):
+        """Begin a batch; its buffers stay as they are until it is taken back. Errors: Unavailable once stopped."""
+        if batch._under_way:
+            raise InvalidRequest("a batch was submitted twice; allowed: once")
+        batch._under_way = True
+        Py_INCREF(batch)
+        if kv_engine_submit(self._engine, &batch._batch) < 0:
+            Py_DECREF(batch)
+            raise Unavailable("the disk I/O engine has stopped")
+
+    def cancel(self, Batch batch not None):
+        """What of a batch was not begun becomes CLOSED; without effect on a finished one."""
+        if batch._under_way and batch._num_open:
+            kv_engine_cancel(self._engine, &batch._batch)
+
+    def take(self, wait_us=None):
+        """A finished batch, waited for at most `wait_us` (None: as long as it takes).
+
+        None when there is none, and at once when the engine has stopped and all were taken.
+        """
+        cdef int64_t left_us = -1 if wait_us is None else wait_us
+        cdef kv_batch *taken
+        with nogil:
+            taken = kv_engine_take(self._engine, left_us)
+        if taken == NULL:
+            return None
+        batch = <Batch>taken.owner
+        Py_DECREF(batch)
+        batch._release()
+        return batch
+
+    def stop(self):
+        """Blocks not begun become CLOSED; returns when nothing is under way. Idempotent."""
+        if self._stopped:
+            return
+        self._stopped = True
+        with nogil:
+            kv_engine_stop(self._engine)
 
 
 def zero_fill(int fd, int64_t offset, int64_t nbytes, *, cancel):
@@ -67,77 +188,11 @@ def zero_fill(int fd, int64_t offset, int64_t nbytes, *, cancel):
     cdef const int32_t[::1] flag = _vector("cancel", cancel, np.int32, 1)
     cdef int error
     for name, value in (("offset", offset), ("nbytes", nbytes)):
-        if value < 0 or value % KV_BLOCKIO_ALIGN:
-            raise InvalidRequest(f"{name}={value}; allowed: non-negative multiples of {KV_BLOCKIO_ALIGN}")
+        if value < 0 or value % KV_PAGE_NBYTES:
+            raise InvalidRequest(f"{name}={value}; allowed: non-negative multiples of {KV_PAGE_NBYTES}")
     with nogil:
-        error = kv_blockio_zero(fd, offset, nbytes, &flag[0])
+        error = kv_zero_fill(fd, offset, nbytes, &flag[0])
     return error
-
-
-@cython.internal
-cdef class Held:
-    def __cinit__(self, buffers, bint writable):
-        cdef Py_ssize_t num_blocks = len(buffers), i
-        cdef int flags = PyBUF_C_CONTIGUOUS | (PyBUF_WRITABLE if writable else 0)
-        if num_blocks == 0:
-            return
-        self.views = <Py_buffer *>PyMem_Calloc(num_blocks, sizeof(Py_buffer))
-        self.addresses = <void **>PyMem_Calloc(num_blocks, sizeof(void *))
-        self.nbytes = <uint64_t *>PyMem_Calloc(num_blocks, sizeof(uint64_t))
-        if self.views == NULL or self.addresses == NULL or self.nbytes == NULL:
-            raise MemoryError(f"no memory for a batch of {num_blocks} blocks")
-        for i in range(num_blocks):
-            try:
-                PyObject_GetBuffer(buffers[i], &self.views[i], flags)
-            except (BufferError, TypeError, ValueError) as error:
-                kind = "C-contiguous and writable" if writable else "C-contiguous"
-                raise InvalidRequest(f"buffers[{i}] is {type(buffers[i]).__name__} ({error}); "
-                                     f"allowed: a buffer that is {kind}") from None
-            self.num_open = i + 1
-            self.addresses[i] = self.views[i].buf
-            self.nbytes[i] = self.views[i].len
-            if self.views[i].len == 0:
-                raise InvalidRequest(f"buffers[{i}] is empty; allowed: at least 1 byte")
-
-    def __dealloc__(self):
-        cdef Py_ssize_t i
-        for i in range(self.num_open):
-            PyBuffer_Release(&self.views[i])
-        PyMem_Free(self.views)
-        PyMem_Free(self.addresses)
-        PyMem_Free(self.nbytes)
-
-
-cdef _open_batch(kv_blockio_batch *batch, Held held, fds, offsets, cancel, deadline_us, tails):
-    """Fill `batch`, whose pointers are borrowed from the arguments: (outcomes, errnos), owned by the caller."""
-    cdef Py_ssize_t num_blocks = held.num_open
-    cdef const int32_t[::1] fd_view = _vector("fds", fds, np.int32, num_blocks)
-    cdef const int64_t[::1] offset_view = _vector("offsets", offsets, np.int64, num_blocks)
-    cdef const int32_t[::1] cancel_view = _vector("cancel", cancel, np.int32, 1)
-    cdef const uint8_t[::1] tail_view
-    cdef uint8_t[::1] outcome_view
-    cdef int32_t[::1] errno_view
-    cdef Py_ssize_t i
-    outcomes, errnos = np.zeros(num_blocks, dtype=np.uint8), np.zeros(num_blocks, dtype=np.int32)
-    batch.num_blocks = num_blocks
-    batch.deadline_us = INT64_MAX if deadline_us is None else min(deadline_us, INT64_MAX)
-    batch.cancel = &cancel_view[0]
-    batch.tails = NULL
-    if tails is not None:
-        tail_view = _vector("tails", tails, np.uint8, num_blocks)
-    if num_blocks == 0:
-        return outcomes, errnos
-    for i in range(num_blocks):
-        if offset_view[i] < 0 or offset_view[i] % KV_BLOCKIO_ALIGN:
-            raise InvalidRequest(
-                f"offsets[{i}]={offset_view[i]}; allowed: non-negative multiples of {KV_BLOCKIO_ALIGN}")
-    outcome_view, errno_view = outcomes, errnos
-    batch.fds, batch.offsets = &fd_view[0], &offset_view[0]
-    batch.buffers, batch.nbytes = held.addresses, held.nbytes
-    batch.outcomes, batch.errnos = &outcome_view[0], &errno_view[0]
-    if tails is not None:
-        batch.tails = &tail_view[0]
-    return outcomes, errnos
 
 
 cdef _vector(name, value, dtype, Py_ssize_t length):
