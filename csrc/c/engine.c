@@ -10,13 +10,14 @@
 #include "ring.h"
 
 /* More ops than transfers under way, so that a block that waits for its checksum holds up no transfer. */
-#define NUM_OPS (2 * KV_ENGINE_DEPTH)
+#define NUM_OPS (2 * KV_ENGINE_DEPTH_MAX)
 #define WAKE UINT64_MAX
 #define NUM_THREADS_MAX 256
 
 struct kv_engine {
     kv_queue queue;
     enum kv_engine_kind kind;
+    unsigned depth;
     int refusal;
     int stopped; /* guarded by queue.lock */
     pthread_t *threads;
@@ -94,7 +95,7 @@ static void send_op(kv_engine *engine, uint32_t number) {
 
 /* Begin as many transfers as there is room for. Caller holds the lock. */
 static void fill_ring(kv_engine *engine) {
-    while (engine->under_way < KV_ENGINE_DEPTH) {
+    while (engine->under_way < engine->depth) {
         if (engine->num_idle == 0) {
             engine->is_starved = !kv_queue_is_empty(&engine->queue);
             return;
@@ -129,7 +130,7 @@ static void take_event(kv_engine *engine, const kv_ring_event *event) {
 
 static void *drive_ring(void *argument) {
     kv_engine *engine = argument;
-    kv_ring_event events[KV_ENGINE_DEPTH + 1];
+    kv_ring_event events[KV_ENGINE_DEPTH_MAX + 1];
     kv_ring_read_event(&engine->ring, engine->wake_fd, &engine->wake_value, WAKE);
     pthread_mutex_lock(&engine->queue.lock);
     for (;;) {
@@ -137,7 +138,7 @@ static void *drive_ring(void *argument) {
         if (engine->queue.stopping && engine->under_way == 0 && kv_queue_is_empty(&engine->queue)) break;
         pthread_mutex_unlock(&engine->queue.lock);
         kv_ring_enter(&engine->ring); /* what it could not take stays queued and is taken next time */
-        const unsigned num_events = kv_ring_events(&engine->ring, events, KV_ENGINE_DEPTH + 1);
+        const unsigned num_events = kv_ring_events(&engine->ring, events, KV_ENGINE_DEPTH_MAX + 1);
         pthread_mutex_lock(&engine->queue.lock);
         for (unsigned i = 0; i < num_events; i++) take_event(engine, &events[i]);
     }
@@ -183,7 +184,7 @@ static int start_threads(kv_engine *engine, unsigned num_threads, void *(*const 
 
 static int start_ring(kv_engine *engine) {
     static void *(*const mains[])(void *) = {drive_ring, checksum};
-    int code = kv_ring_create(&engine->ring, 2 * KV_ENGINE_DEPTH);
+    int code = kv_ring_create(&engine->ring, 2 * KV_ENGINE_DEPTH_MAX);
     if (code < 0) return code;
     engine->kind = KV_ENGINE_RING;
     for (uint32_t i = 0; i < NUM_OPS; i++) engine->idle[i] = i;
@@ -197,15 +198,16 @@ static int start_workers(kv_engine *engine, unsigned num_threads) {
     return start_threads(engine, num_threads, mains, 1);
 }
 
-int kv_engine_create(kv_engine **out, int allow_ring, unsigned num_threads) {
-    if (num_threads < 1 || num_threads > NUM_THREADS_MAX) return -EINVAL;
+int kv_engine_create(kv_engine **out, int allow_ring, unsigned depth, unsigned num_threads) {
+    if (depth < 2 || depth > KV_ENGINE_DEPTH_MAX || num_threads < 1 || num_threads > NUM_THREADS_MAX) return -EINVAL;
     kv_engine *engine = calloc(1, sizeof *engine);
     if (engine == NULL) return -ENOMEM;
-    int code = kv_queue_create(&engine->queue, KV_ENGINE_DEPTH / 2);
+    int code = kv_queue_create(&engine->queue, depth / 2);
     if (code < 0) {
         free(engine);
         return code;
     }
+    engine->depth = depth;
     pthread_cond_init(&engine->sums, NULL);
     engine->ring.fd = -1;
     engine->wake_fd = eventfd(0, EFD_CLOEXEC);

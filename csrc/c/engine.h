@@ -1,8 +1,8 @@
 /* The disk I/O engine: batches of block transfers, each block with its own outcome and checksum.
  *
  * One thread drives an io_uring and keeps it full; a second one checksums, so that the device never waits for a hash.
- * Where io_uring is not to be had, worker threads do both with preadv and pwritev. Reads go before writes, and writes
- * take at most half of the depth. Nothing here knows what a block means or opens a file. Every function may be called
+ * Where io_uring is not to be had, worker threads do both with preadv and pwritev. Reads go before writes, and while
+ * reads are under way writes take at most half of the depth. Nothing here knows what a block means or opens a file. Every function may be called
  * from any thread.
  *
  * Transfers are issued as direct I/O wants them: whole 4 KiB pages from aligned memory. What of a block does not fit
@@ -16,7 +16,7 @@
 #include <stdint.h>
 
 #define KV_PAGE_NBYTES 4096u
-#define KV_ENGINE_DEPTH 32u /* transfers under way at a time; of these half may be writes */
+#define KV_ENGINE_DEPTH_MAX 64u
 
 /* What became of one block; the values of kvstore.tiers.base.Outcome. */
 enum kv_outcome {
@@ -36,7 +36,8 @@ typedef struct kv_batch {
     const int64_t *offsets; /* in bytes; non-negative multiples of KV_PAGE_NBYTES */
     void *const *buffers;
     const uint64_t *nbytes; /* > 0; in the file a block occupies this rounded up to KV_PAGE_NBYTES */
-    uint64_t *checksums;    /* XXH3-64: wanted ones of a read; filled in by a write, 0 where the outcome is not OK */
+    uint64_t *checksums;    /* XXH3-64: wanted ones of a read (NULL: none, whatever was read is OK); filled in by a
+                             * write, 0 where the outcome is not OK */
     int64_t deadline_us;    /* CLOCK_MONOTONIC; INT64_MAX for none; looked at before each block */
     uint8_t *outcomes;      /* out */
     int32_t *errnos;        /* out; 0 where the device did not refuse */
@@ -52,9 +53,9 @@ typedef struct kv_engine kv_engine;
 
 enum kv_engine_kind { KV_ENGINE_RING = 0, KV_ENGINE_THREADS = 1 };
 
-/* Start an engine. `allow_ring`: try io_uring first; else, or where it is refused, `num_threads` workers.
- * 0, or -errno. */
-int kv_engine_create(kv_engine **engine, int allow_ring, unsigned num_threads);
+/* Start an engine with up to `depth` transfers under way at a time. `allow_ring`: try io_uring first; else, or where it
+ * is refused, `num_threads` workers, which are its depth then. 0, or -errno. */
+int kv_engine_create(kv_engine **engine, int allow_ring, unsigned depth, unsigned num_threads);
 enum kv_engine_kind kv_engine_kind_of(const kv_engine *engine);
 /* errno with which io_uring was refused; 0 when it was not, or not asked for. */
 int kv_engine_refusal(const kv_engine *engine);

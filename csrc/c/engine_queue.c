@@ -77,9 +77,13 @@ static void refuse(kv_queue *queue, kv_batch *batch, size_t block, uint8_t outco
     finish_block(queue, batch);
 }
 
+static unsigned *under_way(kv_queue *queue, const kv_batch *batch) {
+    return batch->writing ? &queue->writes_under_way : &queue->reads_under_way;
+}
+
 int kv_queue_next(kv_queue *queue, kv_op *op) {
     for (;;) {
-        int may_write = queue->stopping || queue->writes_under_way < queue->writes_max;
+        int may_write = queue->stopping || queue->reads_under_way == 0 || queue->writes_under_way < queue->writes_max;
         kv_line *line = queue->reads.first != NULL ? &queue->reads : &queue->writes;
         if (line->first == NULL || (line == &queue->writes && !may_write)) return 0;
         kv_batch *batch = line->first;
@@ -90,14 +94,14 @@ int kv_queue_next(kv_queue *queue, kv_op *op) {
         if (outcome == KV_BLOCK_OK && batch->fds[block] < 0) error = EBADF;
         if (outcome == KV_BLOCK_OK && error == 0) error = kv_op_begin(op, batch, block);
         if (outcome == KV_BLOCK_OK && error == 0) {
-            queue->writes_under_way += batch->writing != 0;
+            *under_way(queue, batch) += 1;
             return 1;
         }
         refuse(queue, batch, block, error ? KV_BLOCK_IO_ERROR : outcome, error);
     }
 }
 
-void kv_queue_moved(kv_queue *queue, const kv_op *op) { queue->writes_under_way -= op->batch->writing != 0; }
+void kv_queue_moved(kv_queue *queue, const kv_op *op) { *under_way(queue, op->batch) -= 1; }
 
 void kv_queue_end(kv_queue *queue, kv_op *op) {
     kv_op_end(op);

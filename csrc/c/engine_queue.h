@@ -14,7 +14,8 @@ typedef struct {
     pthread_mutex_t lock; /* guards everything here, and the engine's part of every batch */
     pthread_cond_t work;  /* signalled for worker threads: a block waits, or it is the end */
     kv_line reads, writes, finished;
-    unsigned writes_under_way, writes_max; /* transfers; a write that waits for its checksum does not count */
+    unsigned reads_under_way, writes_under_way; /* transfers; a block that waits for its checksum does not count */
+    unsigned writes_max;                        /* while reads are under way */
     int stopping;
     int finished_fd; /* eventfd: readable while `finished` holds something, and for ever after the stop */
 } kv_queue;
@@ -28,7 +29,7 @@ void kv_queue_cancel(kv_queue *queue, kv_batch *batch);
  * begin (deadline, cancel, stop, no memory) get their outcome here. */
 int kv_queue_next(kv_queue *queue, kv_op *op);
 int kv_queue_is_empty(const kv_queue *queue);
-/* The op's transfer is over: another write may begin. */
+/* The op's transfer is over: another may begin. */
 void kv_queue_moved(kv_queue *queue, const kv_op *op);
 /* The op is over: its block has its outcome, and its batch is finished if it was the last. */
 void kv_queue_end(kv_queue *queue, kv_op *op);

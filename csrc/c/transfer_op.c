@@ -73,7 +73,7 @@ void kv_op_checksum(kv_op *op) {
         if (op->error != 0) return;
         if (op->bounce != NULL) memcpy(op->memory + op->direct_nbytes, op->bounce, op->nbytes - op->direct_nbytes);
     }
-    op->checksum = kv_xxh3_64(op->memory, op->nbytes);
+    if (op->batch->checksums != NULL) op->checksum = kv_xxh3_64(op->memory, op->nbytes);
 }
 
 void kv_op_end(kv_op *op) {
@@ -81,7 +81,8 @@ void kv_op_end(kv_op *op) {
     uint8_t outcome = KV_BLOCK_OK;
     if (op->error > 0) outcome = KV_BLOCK_IO_ERROR;
     else if (op->error == KV_FILE_ENDED) outcome = KV_BLOCK_CORRUPT;
-    else if (!batch->writing && op->checksum != batch->checksums[op->block]) outcome = KV_BLOCK_CORRUPT;
+    else if (!batch->writing && batch->checksums != NULL && op->checksum != batch->checksums[op->block])
+        outcome = KV_BLOCK_CORRUPT;
     if (batch->writing) batch->checksums[op->block] = outcome == KV_BLOCK_OK ? op->checksum : 0;
     batch->errnos[op->block] = op->error > 0 ? op->error : 0;
     batch->outcomes[op->block] = outcome;

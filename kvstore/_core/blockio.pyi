@@ -5,7 +5,7 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Buffer
 
-DEPTH: int
+DEPTH_MAX: int
 THREADS_MAX: int
 
 class Batch:
@@ -26,7 +26,7 @@ class Batch:
     ) -> None: ...
 
 class Engine:
-    def __init__(self, num_threads: int, *, allow_ring: bool = True) -> None: ...
+    def __init__(self, num_threads: int, *, depth: int = 32, allow_ring: bool = True) -> None: ...
     @property
     def kind(self) -> str: ...
     @property

@@ -61,6 +61,7 @@ class DiskTier:
         capacity_nbytes: int,
         segment_nbytes: int | None = None,
         io_threads: int = 4,
+        io_depth: int = 32,
         clock_us: Callable[[], int] = monotonic_us,
         time_s: Callable[[], float] = time.time,
     ) -> None:
@@ -84,7 +85,7 @@ class DiskTier:
         except BaseException:
             self._folder.abandon()
             raise
-        self._io = DiskIO(self._files, io_threads)
+        self._io = DiskIO(self._files, io_threads, io_depth)
         self._journal = Journal(self._manifest, self._files.sync, self._cleaned, self._reported)
         self._preparer = Preparer(self._table, self._lock, self._files, self._io.cancel)
 

@@ -51,10 +51,10 @@ class Transfer:
 class DiskIO:
     """Owns the engine, the thread that opens files and the one that collects results. Thread-safe until close()."""
 
-    def __init__(self, files: SegmentFiles, num_threads: int, *, allow_ring: bool = True) -> None:
+    def __init__(self, files: SegmentFiles, num_threads: int, depth: int, *, allow_ring: bool = True) -> None:
         self._files = files
         self.cancel: NDArray[np.int32] = np.zeros(1, dtype=np.int32)
-        self._engine = blockio.Engine(num_threads, allow_ring=allow_ring)
+        self._engine = blockio.Engine(num_threads, depth=depth, allow_ring=allow_ring)
         self._opener = ThreadPoolExecutor(1, thread_name_prefix="kvstore-disk-open")
         self._collector = threading.Thread(target=self._collect, name="kvstore-disk", daemon=True)
         self._collector.start()

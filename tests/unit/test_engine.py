@@ -100,7 +100,7 @@ def test_each_block_has_its_own_outcome(engine: Engine, fd: int) -> None:
 
 def test_more_blocks_than_depth_from_several_threads(engine: Engine, tmp_path: Path) -> None:
     """Each thread's blocks come back whole, whatever the others do in the meantime."""
-    num_threads, num_blocks = 4, 3 * blockio.DEPTH
+    num_threads, num_blocks = 4, 3 * blockio.DEPTH_MAX
     descriptor = os.open(tmp_path / "many", os.O_RDWR | os.O_CREAT)
     os.ftruncate(descriptor, num_threads * num_blocks * 2 * PAGE)
     finished: list[Batch] = []
@@ -264,6 +264,8 @@ def test_reading_needs_writable_buffers_and_checksums(engine: Engine, fd: int) -
         Batch(False, *where, [b"x"], checksums=np.zeros(1, dtype=np.uint64))
     with pytest.raises(InvalidRequest, match="checksums"):
         Batch(False, *where, [bytearray(1)], checksums=np.zeros(2, dtype=np.uint64))
+    with pytest.raises(InvalidRequest, match="depth=1"):
+        Engine(1, depth=1)
     with pytest.raises(InvalidRequest, match="nbytes=1"):
         blockio.zero_fill(where[0][0], 0, 1, cancel=GO)
     with pytest.raises(InvalidRequest, match="num_threads=0"):

@@ -4,7 +4,7 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
 
 cdef extern from "engine.h" nogil:
     const unsigned int KV_PAGE_NBYTES
-    const unsigned int KV_ENGINE_DEPTH
+    const unsigned int KV_ENGINE_DEPTH_MAX
     enum kv_engine_kind:
         KV_ENGINE_RING
         KV_ENGINE_THREADS
@@ -25,7 +25,7 @@ cdef extern from "engine.h" nogil:
     ctypedef struct kv_engine:
         pass
 
-    int kv_engine_create(kv_engine **engine, int allow_ring, unsigned num_threads)
+    int kv_engine_create(kv_engine **engine, int allow_ring, unsigned depth, unsigned num_threads)
     kv_engine_kind kv_engine_kind_of(const kv_engine *engine)
     int kv_engine_refusal(const kv_engine *engine)
     int kv_engine_submit(kv_engine *engine, kv_batch *batch)

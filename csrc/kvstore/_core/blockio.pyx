@@ -16,13 +16,14 @@ import numpy as np
 
 from kvstore.errors import InvalidRequest, Unavailable
 
-DEPTH = KV_ENGINE_DEPTH
+DEPTH_MAX = KV_ENGINE_DEPTH_MAX
 THREADS_MAX = 256
 
 
 cdef class Batch:
     """Blocks to write or read: `fds` int32, `offsets` int64 (bytes, multiples of 4096), `buffers` C-contiguous and
-    not empty; of a read writable, with the wanted `checksums` (uint64). `deadline_us` is in CLOCK_MONOTONIC.
+    not empty; of a read writable, with the wanted `checksums` (uint64; None: not verified, which is for measurements
+    alone). `deadline_us` is in CLOCK_MONOTONIC.
 
     Once the engine has given it back: `outcomes` uint8, `errnos` int32 (0 where the device did not refuse), and of a
     write `checksums`, 0 where the outcome is not OK; a read buffer whose outcome is not OK holds rubbish. A block
@@ -44,7 +45,7 @@ cdef class Batch:
             if offset_view[i] < 0 or offset_view[i] % KV_PAGE_NBYTES:
                 raise InvalidRequest(
                     f"offsets[{i}]={offset_view[i]}; allowed: non-negative multiples of {KV_PAGE_NBYTES}")
-        if writing:
+        if writing or checksums is None:
             self.checksums = np.zeros(num_blocks, dtype=np.uint64)
         else:
             self.checksums = _vector("checksums", checksums, np.uint64, num_blocks).copy()
@@ -55,7 +56,8 @@ cdef class Batch:
         self._batch.num_blocks, self._batch.writing = num_blocks, writing
         self._batch.fds, self._batch.offsets = &fd_view[0], &offset_view[0]
         self._batch.buffers, self._batch.nbytes = self._addresses, self._nbytes
-        self._batch.checksums, self._batch.outcomes = &checksum_view[0], &outcome_view[0]
+        self._batch.checksums = &checksum_view[0] if writing or checksums is not None else NULL
+        self._batch.outcomes = &outcome_view[0]
         self._batch.errnos = &errno_view[0]
         self._batch.deadline_us = INT64_MAX if deadline_us is None else min(deadline_us, INT64_MAX)
         self._batch.owner = <void *>self
@@ -98,16 +100,18 @@ cdef class Batch:
 
 
 cdef class Engine:
-    """Transfers batches: over io_uring, or, where that is refused or `allow_ring` is False, on `num_threads` threads.
+    """Transfers batches: over io_uring with up to `depth` blocks under way, or, where that is refused or `allow_ring`
+    is False, on `num_threads` threads.
 
-    Reads go before writes. Thread-safe. Errors: InvalidRequest for a number of threads out of range, Unavailable
-    when threads or descriptors cannot be had.
+    Reads go before writes. Thread-safe. Errors: InvalidRequest for a number out of range, Unavailable when threads
+    or descriptors cannot be had.
     """
 
-    def __cinit__(self, num_threads, *, bint allow_ring=True):
-        if not 1 <= num_threads <= THREADS_MAX:
-            raise InvalidRequest(f"num_threads={num_threads}; allowed: from 1 to {THREADS_MAX}")
-        cdef int code = kv_engine_create(&self._engine, allow_ring, num_threads)
+    def __cinit__(self, num_threads, *, depth=32, bint allow_ring=True):
+        for name, value, low, high in (("num_threads", num_threads, 1, THREADS_MAX), ("depth", depth, 2, DEPTH_MAX)):
+            if not low <= value <= high:
+                raise InvalidRequest(f"{name}={value}; allowed: from {low} to {high}")
+        cdef int code = kv_engine_create(&self._engine, allow_ring, depth, num_threads)
         if code < 0:
             self._engine = NULL
             raise Unavailable(f"the disk I/O engine cannot start: {os.strerror(-code)}")
