@@ -1,20 +1,21 @@
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from typing_extensions import Buffer
+from typing_extensions import Buffer, disjoint_base
 
 DEPTH_MAX: int
 THREADS_MAX: int
 
+@disjoint_base
 class Batch:
     outcomes: NDArray[np.uint8]
     checksums: NDArray[np.uint64]
     errnos: NDArray[np.int32]
     owner: Any
-    def __init__(
-        self,
+    def __new__(
+        cls,
         writing: bool,
         fds: NDArray[np.int32],
         offsets: NDArray[np.int64],
@@ -23,10 +24,11 @@ class Batch:
         checksums: NDArray[np.uint64] | None = None,
         deadline_us: int | None = None,
         owner: Any = None,
-    ) -> None: ...
+    ) -> Self: ...
 
+@disjoint_base
 class Engine:
-    def __init__(self, num_threads: int, *, depth: int = 32, allow_ring: bool = True) -> None: ...
+    def __new__(cls, num_threads: int, *, depth: int = 32, allow_ring: bool = True) -> Self: ...
     @property
     def kind(self) -> str: ...
     @property

@@ -2,7 +2,7 @@
 
 Nothing is overwritten before the manifest rows that speak of it are durably gone, no row is committed before
 its data is durable, and every read is verified; docs/formats.md has the formats and the reasons. Bookkeeping
-(segments.py) is guarded by one short lock; data moves on worker threads (disk_io.py), the manifest on its own
+(segments.py) is guarded by one short lock; data moves on the engine's threads (disk_io.py), the manifest on its own
 (journal.py), and one more thread writes new segment files once, ahead of their use.
 """
 
@@ -86,6 +86,8 @@ class DiskTier:
             self._folder.abandon()
             raise
         self._io = DiskIO(self._files, io_threads, io_depth)
+        if self._io.refusal:
+            log.warning("disk I/O runs on %d threads: io_uring is refused (%s)", io_threads, self._io.refusal)
         self._journal = Journal(self._manifest, self._files.sync, self._cleaned, self._reported)
         self._preparer = Preparer(self._table, self._lock, self._files, self._io.cancel)
 
