@@ -35,6 +35,7 @@ class Carry:
         self._reading: Future[Outcomes] | None = None
         self._writing: Future[Outcomes] | None = None
         self._ns = 0
+        self.num_moved = 0
 
     def step(self) -> bool:
         """True when the range is empty, or as empty as it can be made now."""
@@ -80,9 +81,17 @@ class Carry:
         failed, rotten = self._ids[~good], self._ids[outcomes == Outcome.CORRUPT]
         self._release(failed)
         mover.rotten(rotten)
+        # A removed block has no parent any more: written now, a power cut could bring it back as the first of a prompt.
+        gone = good & ((mover.index.words(self._ids) & np.uint64(0xFF)) != core.VALID)
+        self._release(self._ids[gone])
+        good &= ~gone
         self._ids, self._old = self._ids[good], self._old[good]
         self._buffers = [buffer for buffer, keep in zip(self._buffers, good, strict=True) if keep]
         new = self._far.allocate(nbytes, len(self._ids), moving=True)
+        if len(new) < len(self._ids) and not self._far.usage().healthy:
+            self._far.free(new, nbytes, forget=True)
+            self._release(self._ids)
+            return False
         lost = self._ids[len(new) :]
         if len(lost):
             self._release(lost)
@@ -108,6 +117,7 @@ class Carry:
         self._far.free(self._old[kept], nbytes)
         self._far.free(self._new[~kept], nbytes, forget=True)
         mover.carried_blocks += int(kept.sum())
+        self.num_moved += int(kept.sum())
         mover.reap()
         mover.made_progress()
 

@@ -101,7 +101,7 @@ class Disk(_Section):
         le=SEGMENT_NBYTES_MAX,
         description="Size of one segment, a power of two from 1 MiB; 0 chooses it from the tier's size.",
     )
-    io_threads: int = Field(default=4, ge=1, le=64, description="Threads that read and write segments.")
+    io_threads: int = Field(default=4, ge=1, le=64, description="Threads that read and write where io_uring is absent.")
 
     @field_validator("path", mode="before")
     @classmethod

@@ -17,6 +17,7 @@ from kvstore.block import BlockLayout, Match, PutResult
 from kvstore.checks import checked_keys, duration_us, whole_number
 from kvstore.copying import Located
 from kvstore.errors import InvalidRequest, LimitExceeded, Unavailable
+from kvstore.explain import why_absent
 from kvstore.lease import Lease
 from kvstore.namespace import NamespaceSpec
 from kvstore.room import BUSY_REASON, Grant, Room
@@ -30,14 +31,6 @@ if TYPE_CHECKING:
 
 PREFIX_GONE = "the blocks before it are not stored any more"
 ROUNDS_MAX = 1000  # of a lease that waits: each brings at least one batch nearer or ends it
-REASONS = {
-    core.NEVER: "never stored, or gone too long ago to be remembered",
-    core.EVICTED: "evicted by {policy}",
-    core.UNWRITTEN: "evicted by {policy} before it could be written back",
-    core.REMOVED: "removed",
-    core.CORRUPT: "rotten: its bytes did not match their checksum",
-    core.ABANDONED: "reserved but never committed",
-}
 
 
 def _earlier(one_us: int | None, other_us: int) -> int:
@@ -127,11 +120,11 @@ class Namespace:
                 break
         return Lease(self, grip, len(keys), load_us, grip.num_near - num_near)
 
-    def _again(self, keys: Keys, grip: Grip) -> Grip:
-        """Ask again without letting go in between."""
-        newer = self._leases.acquire(keys, counted=False, ns=self._number)
-        grip.release()
-        return newer
+    def _again(self, keys: Keys, grip: Grip | None) -> Grip:
+        """Ask again. Caller holds the lock, so that nothing is evicted between the two leases."""
+        if grip is not None:
+            grip.release()
+        return self._leases.acquire(keys, counted=False, ns=self._number)
 
     def _promote(
         self, far: Ids, deadline_us: int | None, drop_unwritten: bool
@@ -174,7 +167,7 @@ class Namespace:
             raise InvalidRequest(f"tier={tier!r}: blocks can be prefetched to {self._store.near.name!r} only")
         keys, deadline_us = checked_keys(keys), self._deadline_us(deadline_ms)
         answer: Future[Match] = Future()
-        answer.set_running_or_notify_cancel()
+        answer.set_running_or_notify_cancel()  # nobody can cancel what is under way
         grip = self._leases.acquire(keys, counted=False, ns=self._number)
         with self._lock:
             far = grip.ids()[grip.num_near :]
@@ -212,7 +205,7 @@ class Namespace:
         clock = self._store.clock
         wait_ms = self._store.put_wait_ms if deadline_ms is None else deadline_ms
         deadline_us = clock.now_us() + duration_us("deadline_ms", wait_ms)
-        grip = self._leases.acquire(keys, counted=False, ns=self._number)
+        grip: Grip | None = None
         try:
             while True:
                 with self._lock:
@@ -228,7 +221,8 @@ class Namespace:
                 else:
                     clock.wait(progress, deadline_us - clock.now_us())
         finally:
-            grip.release()
+            if grip is not None:
+                grip.release()
 
     def _try_reserve(self, keys: Keys, shard: int, late: bool) -> tuple[Grant | None, Future[None] | None]:
         """One attempt; without success the future to wait for. `late`: take what is to be had."""
@@ -331,15 +325,15 @@ class Namespace:
             return [self._explain_one(int(i), *ghost) for i, ghost in zip(ids, ghosts, strict=True)]
 
     def _explain_one(self, block_id: int, reason: int, time_s: int) -> str:
+        store = self._store
         if block_id == core.NONE:
-            if reason == core.UNWRITTEN and self._mover.far is None:
-                reason = core.EVICTED
-            when = f" {max(0, self._store.clock.time_s() - time_s)} s ago" if reason != core.NEVER else ""
-            return REASONS[reason].format(policy=self._store.policy_name) + when
-        near, *_ = self._index.describe(np.array([block_id], dtype=np.uint32))
-        if int(self._index.words(np.array([block_id], dtype=np.uint32))[0]) & 0xFF == core.WRITING:
+            age_s = store.clock.time_s() - time_s
+            return why_absent(reason, age_s, store.policy_name, has_far=store.far is not None)
+        ids = np.array([block_id], dtype=np.uint32)
+        if int(self._index.words(ids)[0]) & 0xFF == core.WRITING:
             return "being written"
-        return self._store.near.name if near[0] != core.NONE else self._store.far_name
+        near, *_ = self._index.describe(ids)
+        return store.near.name if near[0] != core.NONE else store.far_name
 
     # ---- what Lease and Room ask for ----
 

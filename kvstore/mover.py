@@ -32,6 +32,8 @@ log = logging.getLogger("kvstore")
 
 TICK_S = 0.05  # the thread looks at budgets, expiries and broken tiers at least this often
 TICK_SHORT_S = 0.002  # while far room is short: it comes without notice, when the tier has cleaned a range
+STARVED_US = 1_000_000  # without any far room coming for so long, nobody waits for it
+BARREN_PAUSE_US = 1_000_000  # after a carry that moved nothing, before the next
 
 
 @dataclass(slots=True, eq=False)
@@ -59,13 +61,16 @@ class Mover(Space):
         super().__init__(index, near, far, clock, limits)
         self.lock = lock
         self._dirty: deque[tuple[Ids, Words, int]] = deque()
-        self._num_dirty = 0
+        self._num_dirty = 0  # of _dirty and _failed
+        self._failed: deque[tuple[Ids, Words, int]] = deque()  # go before _dirty once _writes is empty
+        self._starving_us: int | None = None  # since when there is no far place for what is dirty, and no carry
         self._writes: deque[Transfer] = deque()
         self._reads: list[Transfer] = []
         self._write_ready_us = 0
-        self._is_far_short = False
         self._carry: Carry | None = None
+        self._carry_ready_us = 0
         self._progress: Future[None] = Future()
+        self._awaited = False  # somebody was given _progress
         self._wake = threading.Event()
         self._stopping = False
         self._thread: threading.Thread | None = None
@@ -112,10 +117,10 @@ class Mover(Space):
         self._num_dirty -= len(ids)
         return ids[chosen(self.index.writeback_mark(ids, words))], ns
 
-    def _requeue(self, ids: Ids, ns: int) -> None:
-        if len(ids):
-            self._dirty.appendleft((ids, self.index.words(ids), ns))
-            self._num_dirty += len(ids)
+    def _put_back(self, ids: Ids, ns: int) -> None:
+        self._unmark(ids)
+        self._dirty.appendleft((ids, self.index.words(ids), ns))
+        self._num_dirty += len(ids)
 
     def _unmark(self, ids: Ids) -> None:
         none = np.zeros(len(ids), dtype=np.uint8)
@@ -125,7 +130,9 @@ class Mover(Space):
     def _start_writes(self, now_us: int) -> None:
         assert self.far is not None
         limits = self.limits
-        self._is_far_short = False
+        starving_us, self._starving_us = self._starving_us, None
+        if self._failed:
+            return  # what is dirty may extend them: they go first, in the order in which they were started
         while self._dirty:
             healthy = self.far.usage().healthy
             if not policy.may_write(healthy, len(self._writes), now_us, self._write_ready_us, limits.batches):
@@ -135,11 +142,11 @@ class Mover(Space):
                 continue
             places = self.far_room(ns, len(ids))
             if len(places) < len(ids):
-                self._unmark(ids[len(places) :])
-                self._requeue(ids[len(places) :], ns)
+                self._put_back(ids[len(places) :], ns)
                 self._start_carry(ns)
                 if not len(places):
-                    self._is_far_short = True
+                    if self._carry is None:
+                        self._starving_us = now_us if starving_us is None else starving_us
                     return
                 ids = ids[: len(places)]
             self._write(ids, ns, places, now_us)
@@ -183,13 +190,17 @@ class Mover(Space):
             if not kept.all():
                 nbytes = self.sizes[write.ns].block_nbytes
                 self.far.free(write.far_places[~kept], nbytes, forget=True)
-                self._requeue(write.ids[~chosen(ok)], write.ns)
+                again = write.ids[~kept]  # removed ones, too: they are not marked again
+                self._failed.append((again, self.index.words(again), write.ns))
+                self._num_dirty += len(again)
                 self.failed_writes += int(len(ok) - ok.sum())
             self.written_blocks += int(kept.sum())
             nbytes = int(ok.sum()) * self.sizes[write.ns].block_nbytes
             if nbytes:
                 self.write_bandwidth.record(nbytes, write.began_us, self.clock.now_us())
             self.made_progress()
+        while self._failed and not self._writes:
+            self._dirty.appendleft(self._failed.pop())
 
     # ---- promotion: far to near, on demand ----
 
@@ -258,10 +269,7 @@ class Mover(Space):
 
     def _start_carry(self, ns: int) -> None:
         assert self.far is not None
-        usage = self.far.usage()
-        if usage.used_nbytes + self.sizes[ns].slot_nbytes > usage.capacity_nbytes:
-            return  # full of blocks that live: some have to go first, moving them about gains nothing
-        if self._carry is None:
+        if self._carry is None and self.clock.now_us() >= self._carry_ready_us:
             window = self.far.vacate(self.sizes[ns].block_nbytes)
             if window is not None:
                 self._carry = Carry(self, self.far, window)
@@ -279,20 +287,29 @@ class Mover(Space):
         if self.far is None:
             return
         if self._carry is not None and self._carry.step():
+            if not self._carry.num_moved:  # what is left there is held by a lease, or the device refuses
+                self._carry_ready_us = now_us + BARREN_PAUSE_US
             self._carry = None
             self.made_progress()
         self._start_writes(now_us)
+        if self._awaited and self.progress() is None:
+            self.made_progress()  # what they wait for will not come
 
     def made_progress(self) -> None:
         """Let those look again who wait for something to move."""
-        progress, self._progress = self._progress, Future()
+        progress, self._progress, self._awaited = self._progress, Future(), False
         progress.set_result(None)
 
     def progress(self) -> Future[None] | None:
-        """Done when the next batch settles; None when nothing is under way or queued that could."""
+        """Done when the next batch settles, or when it turns out that none will; None when nothing is under way or
+        queued that could."""
         busy = self._writes or self._reads or self._carry is not None
-        may = self.far is not None and self._dirty and self.far.usage().healthy and not self._far_full
-        return self._progress if busy or may else None
+        starved = self._far_full or (
+            self._starving_us is not None and self.clock.now_us() - self._starving_us >= STARVED_US
+        )
+        may = self.far is not None and self._dirty and not starved and self.far.usage().healthy
+        self._awaited = bool(busy or may)
+        return self._progress if self._awaited else None
 
     def start(self) -> None:
         """Step in a thread of its own from now on."""
@@ -301,7 +318,7 @@ class Mover(Space):
 
     def _run(self) -> None:
         while not self._stopping:
-            self._wake.wait(TICK_SHORT_S if self._is_far_short else TICK_S)
+            self._wake.wait(TICK_S if self._starving_us is None else TICK_SHORT_S)
             self._wake.clear()
             try:
                 with self.lock:

@@ -124,11 +124,15 @@ class Space:
     def drop_entries(self, num_blocks: int, ns: int) -> None:
         """Make index entries free: the coldest blocks leave the cache altogether."""
         nbytes = num_blocks * self.sizes[ns].slot_nbytes
+        self._evict_far(nbytes)
+        if self.index.num_free < num_blocks:
+            self._evict_near(nbytes, keep_unwritten=False)
+            self._evict_far(nbytes)  # those that had a far copy
+
+    def _evict_far(self, nbytes: int) -> None:
         if self.far is not None:
             _, groups = self.index.evict_far(nbytes, self.clock.time_s())
             self.give_back(groups)
-        if self.index.num_free < num_blocks:
-            self._evict_near(nbytes, keep_unwritten=False)
 
     def far_room(self, ns: int, num_blocks: int) -> Places:
         """Far places for up to `num_blocks` blocks, evicting blocks that are only far."""
@@ -138,8 +142,7 @@ class Space:
         excess = usage.used_nbytes + num_blocks * sizes.slot_nbytes - usage.capacity_nbytes
         if excess > 0:
             ahead = min(policy.BATCH_BLOCKS * sizes.slot_nbytes, usage.capacity_nbytes // policy.SPARE_SHARE)
-            _, groups = self.index.evict_far(max(excess, ahead), self.clock.time_s())
-            self.give_back(groups)
+            self._evict_far(max(excess, ahead))
             usage = self.far.usage()
             fit = max(0, (usage.capacity_nbytes - usage.used_nbytes) // sizes.slot_nbytes)
             self._far_full = fit == 0

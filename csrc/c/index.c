@@ -404,6 +404,9 @@ uint32_t kv_index_commit(kv_index *index, const uint32_t *ids, uint32_t num_ids,
         }
     }
     if (deepest != KV_NONE) index->policy->access(index, deepest);
+    /* A caller's keys may not be one chain to us: what the deepest does not cover must be in sight of eviction, too. */
+    for (uint32_t i = 0; i < num_published; i++)
+        if (index->links[published[i]].near_kids == 0) kv_index_bare(index, published[i]);
     if (num_published > 0 && index->counts.num_waiting > 0)
         num_published += publish_waiting(index, published + num_published);
     return num_published;
@@ -430,11 +433,11 @@ static void sweep_orphans(kv_index *index) {
             i++;
             continue;
         }
-        uint64_t before = index->counts.num_writing;
-        if (index->links[id].kids > 0) orphan_children(index, id);
-        if (index->links[id].prev == 0) kv_index_retire(index, id, KV_WAS_ABANDONED);
-        /* Retiring fills position i from the end; new orphans may lie before it: look again from the start. */
-        i = index->counts.num_writing < before ? 0 : i + 1;
+        int has_kids = index->links[id].kids > 0, is_over = index->links[id].prev == 0;
+        if (has_kids) orphan_children(index, id);
+        if (is_over) kv_index_retire(index, id, KV_WAS_ABANDONED);
+        /* Retiring fills position i from the end, and the new orphans may lie before it: look again from the start. */
+        i = has_kids || is_over ? 0 : i + 1;
     }
 }
 

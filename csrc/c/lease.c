@@ -221,12 +221,13 @@ int kv_lease_hold(kv_table *table, const uint32_t *ids, uint32_t num_ids, kv_hel
     pthread_mutex_unlock(&table->lock);
     if (taken < wanted) return -1;
     held->group = group;
+    held->num_blocks = num_ids;
     for (uint32_t i = 0; i < num_ids; i++) {
+        if (i > 0 && i % KV_GROUP == 0) group = table->group_next[group];
         _Atomic uint32_t *leases = table->shared->lease + (size_t)group * KV_GROUP;
         atomic_store_explicit(&leases[i % KV_GROUP], ids[i] + 1, memory_order_relaxed);
-        if (i % KV_GROUP == KV_GROUP - 1) group = table->group_next[group];
     }
-    held->num_blocks = num_ids;
+    atomic_thread_fence(memory_order_seq_cst);
     return 0;
 }
 

@@ -82,6 +82,8 @@ class SegmentTable:
         self._written = np.zeros(num_segments, dtype=np.bool_)
         self._num_writing = np.zeros(num_segments, dtype=np.int64)
         self._has_rows = np.zeros(num_segments, dtype=np.bool_)
+        self._waste_pages = np.zeros(num_segments, dtype=np.int64)  # at the end of a sealed one, too few for a block
+        self._num_waste_pages = self._num_sealed = 0
         self._blocks: dict[int, Blocks] = {}
         self._open: int | None = None
         self._num_opened = num_opened  # never goes back, also not at restart
@@ -99,9 +101,14 @@ class SegmentTable:
 
     @property
     def capacity_nbytes(self) -> int:
-        """What used_nbytes may reach: every segment that exists or can be made, less the reserve."""
+        """What used_nbytes may reach: every segment that exists or can be made, less the reserve, and less what is
+        left over at the ends of as many segments."""
         num_usable = self.geometry.num_segments - (0 if self.absent_usable else len(self._absent))
-        return max(0, num_usable - reserve_segments(num_usable)) * self.geometry.segment_nbytes
+        num_filled = max(0, num_usable - reserve_segments(num_usable))
+        waste_pages = self._num_waste_pages
+        if self._num_sealed > num_filled:
+            waste_pages = waste_pages * num_filled // self._num_sealed
+        return num_filled * self.geometry.segment_nbytes - waste_pages * PLACE_NBYTES
 
     @property
     def num_ready(self) -> int:
@@ -184,7 +191,9 @@ class SegmentTable:
         num_coming += len(self._absent) if self.absent_usable else 0
         if pages > self.geometry.pages_per_segment or (has_room and num_coming >= RESERVE_SEGMENTS_MIN):
             return None
-        sealed = np.flatnonzero(self.state == State.SEALED)
+        # Moving what lies in a segment without dead blocks would free nothing, again and again.
+        filled = self.live_pages + self._waste_pages
+        sealed = np.flatnonzero((self.state == State.SEALED) & (filled < self.geometry.pages_per_segment))
         if sealed.size == 0:
             return None
         cheapest = int(sealed[np.argmin(self.live_pages[sealed])])
@@ -216,6 +225,7 @@ class SegmentTable:
         self.used_nbytes += int(pages.sum()) * PLACE_NBYTES
         for segment in np.flatnonzero(self.state == State.RECOVERED).tolist():
             self.state[segment] = State.SEALED
+            self._num_sealed += 1
             self._settle(segment)
 
     def holds_blocks(self, segment: int) -> bool:
@@ -282,6 +292,9 @@ class SegmentTable:
         assert self._open is not None
         segment, self._open = self._open, None
         self.state[segment] = State.SEALED
+        self._waste_pages[segment] = self.geometry.pages_per_segment - self._tail_pages
+        self._num_waste_pages += int(self._waste_pages[segment])
+        self._num_sealed += 1
         self._settle(segment)
 
     def _add(self, segment: int, offsets: NDArray[np.uint16], pages: int) -> None:
@@ -299,6 +312,9 @@ class SegmentTable:
         if self.state[segment] != State.SEALED or self.live_pages[segment] or self._num_writing[segment]:
             return
         self._blocks.pop(segment, None)
+        self._num_waste_pages -= int(self._waste_pages[segment])
+        self._waste_pages[segment] = 0
+        self._num_sealed -= 1
         if self._has_rows[segment]:
             self.state[segment] = State.CLEANING
             self._to_clean.append(segment)

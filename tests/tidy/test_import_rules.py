@@ -60,10 +60,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "carry": {"_core.index", "tiers.base"},
     "mover": {"_core.index", "carry", "clock", "policy", "space", "tiers.base", "tiers.host"},
     # the verbs
+    "explain": {"_core.index"},
     "lease": {"copying"},
     "room": {"tiers.base"},
     "handle": {
-        *("_core.index", "_core.lease", "checks", "copying", "hashing", "lease", "namespace", "room", "tiers.base"),
+        *("_core.index", "_core.lease", "checks", "copying", "explain", "hashing", "lease", "namespace"),
+        *("room", "tiers.base"),
     },
     "store": {
         "_core.index",

@@ -466,3 +466,42 @@ def test_one_drain_of_many_touches_leaves_them_in_order(index, leases):
         assert index.evict_near(SLOT, False, 0)[0] == SLOT
         assert index.match(np.frombuffer(gone, np.uint8).reshape(1, 32)) == (0, 0, 0)
         assert index.counts()["near"] == len(expected)
+
+
+def test_what_hangs_on_an_abandoned_reservation_goes_however_the_reservations_lie(index):
+    """A block of each of five writers, each on top of the one before; one that was reserved first leaves the order of
+    reservations mixed."""
+    other, keys = random_keys(1, seed=1), random_keys(4)
+    _, dummy = reserve(index, other, places=np.array([9], dtype=np.uint32))
+    ids = []
+    for num_keys in range(1, 4):
+        _, found = reserve(index, keys[:num_keys], places=np.array([num_keys], dtype=np.uint32))
+        ids.append(int(found[-1]))
+    index.abandon(dummy, 0)  # the last reservation takes its position
+    _, found = reserve(index, keys, places=np.array([4], dtype=np.uint32))
+    ids.append(int(found[-1]))
+    index.abandon(np.array(ids[:1], dtype=np.uint32), 0)
+    assert index.check() == 0
+    _, committed = index.commit(np.array(ids[1:], dtype=np.uint32), 0)
+    assert not committed.any()
+    index.reap()
+    assert index.check() == 0 and index.counts()["entries"] == 0
+
+
+def test_a_plan_that_came_too_late_reserves_nothing_on_a_block_that_left(index):
+    keys = random_keys(3)
+    put(index, keys[:2])
+    wanted, plan, ids = index.plan(keys, 0)
+    assert wanted == 1
+    index.evict_near(2 * SLOT, False, 0)
+    put(index, random_keys(2, seed=5))  # other blocks have their ids now
+    used = index.begin(keys, 0, 1, plan, ids, np.array([50], dtype=np.uint32))
+    assert used == 0 and ids[2] == core.NONE
+
+
+def test_blocks_committed_together_that_are_no_chain_are_all_evictable(index):
+    keys = random_keys(3)
+    put(index, keys[1:2])  # a first block, for the index
+    put(index, keys)  # ... but here another comes before it
+    assert index.check() == 0
+    assert index.evict_near(3 * SLOT, False, 0)[0] == 3 * SLOT

@@ -180,30 +180,6 @@ def test_leases_run_out_for_all_threads_and_come_back(tmp_path):
         settle(store, ns)
 
 
-def test_blocks_that_become_stored_during_a_reservation_stay_below_it(tmp_path):
-    """Memory for ten blocks: the second put has to evict, and must not take what the first has just put in."""
-    with opened(tmp_path, **{"host.nbytes": 10 * NBYTES, "disk.nbytes": 0}) as store:
-        ns = store.namespace(spec())
-        other, keys = (ns.keys(np.full(10, token, dtype=np.uint32)) for token in (1, 2))
-
-        class Interrupted:
-            """The leases; right behind the first question another request puts a part of the chain."""
-
-            def acquire(self, *question: Any, **options: Any) -> Any:
-                grip = store.leases.acquire(*question, **options)
-                ns._leases = store.leases
-                ns.put(keys[:6], payloads(keys[:6]))
-                return grip
-
-        ns._leases = Interrupted()
-        ns.put(np.vstack([keys, other]), payloads(np.vstack([keys, other])))
-        store.check()
-        num, out = ns.get(keys)
-        assert num == 10
-        assert_right(keys, out)
-        settle(store, ns)
-
-
 def test_a_prefetch_that_the_store_closes_under_is_answered(tmp_path):
     store = opened(tmp_path)
     ns = store.namespace(spec())

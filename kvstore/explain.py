@@ -1,0 +1,22 @@
+"""Why a block is not there, in words."""
+
+from __future__ import annotations
+
+from kvstore._core import index as core
+
+REASONS = {
+    core.NEVER: "never stored, or gone too long ago to be remembered",
+    core.EVICTED: "evicted by {policy}",
+    core.UNWRITTEN: "evicted by {policy} before it could be written back",
+    core.REMOVED: "removed",
+    core.CORRUPT: "rotten: its bytes did not match their checksum",
+    core.ABANDONED: "reserved but never committed",
+}
+
+
+def why_absent(reason: int, age_s: int, policy: str, *, has_far: bool) -> str:
+    """`reason` of the index's ghosts, `age_s` seconds old. Without a far tier nothing could be written back."""
+    if reason == core.UNWRITTEN and not has_far:
+        reason = core.EVICTED
+    when = f" {max(0, age_s)} s ago" if reason != core.NEVER else ""
+    return REASONS[reason].format(policy=policy) + when

@@ -1,0 +1,1 @@
+"""The simulator: the real store in a made-up world. See world.py."""
