@@ -5,6 +5,8 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import NamedTuple
 
 
 class Lookup(enum.IntEnum):
@@ -15,12 +17,11 @@ class Lookup(enum.IntEnum):
     HIT = 2  # readable in place
 
 
-@dataclass(frozen=True, slots=True)
-class Match:
+class Match(NamedTuple):
     """The longest stored prefix of a chain of keys. Nothing is protected: a lease may find less."""
 
     num_blocks: int
-    by_tier: Mapping[str, int] = field(default_factory=dict)  # how many of them lie where
+    by_tier: Mapping[str, int] = MappingProxyType({})  # how many of them lie where
     load_us: int = 0  # estimated time until all of them are readable, from measured bandwidth
 
     def __bool__(self) -> bool:

@@ -13,6 +13,7 @@ from kvstore.errors import InvalidRequest
 KEY_NBYTES = 32
 TIME_MS_MAX = 2**31 - 1  # 24 days: nobody waits longer on purpose
 UINT8 = np.dtype(np.uint8)
+KEY_STRIDES = (KEY_NBYTES, 1)
 
 
 def described(value: object) -> str:
@@ -43,6 +44,9 @@ def duration_us(name: str, value: Any) -> int:
 
 def checked_keys(keys: Keys | bytes | bytearray | memoryview) -> Keys:
     """`keys` as they are, when they are what Namespace.keys returns; or bytes, 32 for each key, as such an array."""
+    # What nearly everybody hands in, at a third of the cost of the checks that can say what is wrong.
+    if type(keys) is np.ndarray and keys.dtype is UINT8 and keys.strides == KEY_STRIDES and keys.shape[1] == KEY_NBYTES:
+        return keys
     if isinstance(keys, (bytes, bytearray, memoryview)):
         return _keys_of_bytes(keys)
     is_array = isinstance(keys, np.ndarray) and keys.dtype == UINT8 and keys.ndim == 2

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from kvstore import copying, hashing
 from kvstore._core import index as core
-from kvstore._core.lease import STOP_BUSY, STOP_FULL, STOP_MISS
+from kvstore._core.lease import STOP_BUSY, STOP_FULL
 from kvstore.arrays import NO_IDS, Ids, Keys
 from kvstore.block import BlockLayout, Match, PutResult
 from kvstore.checks import checked_keys, duration_us, whole_number
@@ -78,14 +78,17 @@ class Namespace:
     def lease(self, keys: Keys, deadline_ms: float | None = None) -> Lease:
         """Protect the longest prefix of `keys` that is readable before the deadline (None: wait for all of it).
 
-        What cannot be here in time is left out (it counts as `pending`); deadline_ms=0 never waits. Room for what comes
+        What cannot be here in time is left out (it counts as `pending`); deadline_ms=0 never waits, and what is far is on
+        its way then: ask again. Room for what comes
         near is made as for a put: for up to the configured put_wait_ms no block leaves that has no far copy. Errors:
         InvalidRequest for malformed keys, LimitExceeded over the number of blocks that can be leased at a time.
         """
-        self._store.check_open()
-        keys, deadline_us = checked_keys(keys), self._deadline_us(deadline_ms)
-        grip = self._leases.acquire(keys, ns=self._number)
-        if grip.stop <= STOP_MISS and grip.num_near == grip.num_blocks:
+        if not self._store.is_open:
+            self._store.check_open()
+        keys = checked_keys(keys)
+        deadline_us = None if deadline_ms is None else self._deadline_us(deadline_ms)
+        grip = self._leases.acquire(keys, True, self._number)
+        if grip.is_near:
             return Lease(self, grip, len(keys))
         return self._lease_far(keys, grip, deadline_us)
 
@@ -106,7 +109,9 @@ class Namespace:
                     continue
                 far = grip.ids()[grip.num_near :]
                 now_us = clock.now_us()
-                started, waiting = self._promote(far, deadline_us, now_us >= room_us)
+                # Who does not wait at all asks again later: what was begun for him must not end at once.
+                read_by_us = None if deadline_us is None or now_us >= deadline_us else deadline_us
+                started, waiting = self._promote(far, read_by_us, now_us >= room_us)
                 load_us = self._mover.load_us(len(far), self._number)
             if not len(far) or waiting is None or (deadline_us is not None and now_us >= deadline_us):
                 break

@@ -94,7 +94,12 @@ class Lease:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.release()
+        grip, window = self._grip, self._window
+        if window is None and grip is not None:  # as release, without another call
+            self._grip = None
+            grip.release()
+        else:
+            self.release()
 
     def __repr__(self) -> str:
         state = "released" if self._grip is None else f"{self.num_blocks} blocks, {self.pending} pending"

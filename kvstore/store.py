@@ -88,7 +88,7 @@ class BlockStore:
         self._specs: dict[int, NamespaceSpec] = {}
         self._numbers: dict[str, int] = {}
         self._opened: set[int] = set()
-        self._open = True
+        self.is_open = True  # False once it is closed; may be read without the lock
         mover.chore = self.settle_locked
         if far is not None and isinstance(far, DurableTier):
             self._recover(far)
@@ -177,14 +177,9 @@ class BlockStore:
 
     # ---- what Namespace asks for; caller holds the lock unless it says otherwise ----
 
-    @property
-    def is_open(self) -> bool:
-        """False once the store is closed. Needs no lock."""
-        return self._open
-
     def check_open(self) -> None:
         """Unavailable once the store is closed. Needs no lock."""
-        if not self._open:
+        if not self.is_open:
             raise Unavailable("the store is closed")
 
     def entries_room(self, wanted: int, ns: int) -> int:
@@ -304,7 +299,7 @@ class BlockStore:
         Errors: Unavailable while views of blocks are in use; the store is still open then. InvalidRequest.
         """
         flush_us = duration_us("flush_ms", flush_ms)
-        if not self._open:
+        if not self.is_open:
             return
         with self.lock:
             self._check_unused()
@@ -312,7 +307,7 @@ class BlockStore:
             self.flush(flush_ms)
         with self.lock:
             self._check_unused()  # somebody may have taken views during the flush
-            self._open = False
+            self.is_open = False
         self.mover.stop()
         if self.far is not None:
             self.far.close()

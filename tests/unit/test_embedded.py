@@ -105,6 +105,22 @@ def test_the_order_of_last_use_survives_a_restart(tmp_path):
         assert (ns.match(old).num_blocks, ns.match(young).num_blocks) == (0, 4)
 
 
+def test_who_does_not_wait_finds_the_blocks_when_asking_again(tmp_path):
+    """A deadline of 0 begins the reading and leaves it to run: were it called off, nobody would ever find them."""
+    with kvstore.open(config(tmp_path)) as store:
+        ns = store.namespace(make_spec())
+        put_chain(ns, 5)
+    with kvstore.open(config(tmp_path)) as store:  # all on disk
+        ns = store.namespace(make_spec())
+        keys = chain(ns, 5)
+        with ns.lease(keys, deadline_ms=0) as lease:
+            assert (lease.num_blocks, lease.pending) == (0, 5)
+        assert ns.prefetch(keys).result(60).by_tier == {"host": 5} or store.stats()["mover"]["reads_under_way"]
+        with ns.lease(keys) as lease:
+            assert lease.num_blocks == 5 and all_right(keys, lease.views)
+        assert store.stats()["mover"]["failed_reads"] == 0
+
+
 def test_what_was_removed_stays_removed_after_a_restart(tmp_path):
     with kvstore.open(config(tmp_path)) as store:
         ns = store.namespace(make_spec())

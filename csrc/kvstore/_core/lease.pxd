@@ -16,3 +16,4 @@ cdef class Grip:
     cdef readonly uint32_t num_blocks
     cdef readonly uint32_t num_near
     cdef readonly uint32_t stop
+    cdef readonly bint is_near

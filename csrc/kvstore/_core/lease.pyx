@@ -18,7 +18,8 @@ cdef class Grip:
     """The leases of one acquire: `num_blocks` leading blocks, the first `num_near` of them readable in place.
 
     `stop` says why it ended: STOP_END, STOP_MISS, STOP_BUSY (an eviction was looking at the next block: ask again) or
-    STOP_FULL (the lease table has no room for the rest).
+    STOP_FULL (the lease table has no room for the rest). `is_near`: nothing stands in the way of reading all that is
+    stored of the keys in place.
     """
 
     def __dealloc__(self):
@@ -93,6 +94,7 @@ cdef class LeaseTable:
         grip.num_blocks = grip._held.num_blocks
         grip.num_near = grip._held.num_near
         grip.stop = grip._held.stop
+        grip.is_near = grip.stop <= KV_STOP_MISS and grip.num_near == grip.num_blocks
         return grip
 
     def hold(self, ids):
