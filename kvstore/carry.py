@@ -114,7 +114,7 @@ class Carry:
         mover, nbytes = self._mover, self._mover.sizes[self._ns].block_nbytes
         written = (outcomes == Outcome.OK).astype(np.uint8)
         kept = chosen(mover.index.carry_unmark(self._ids, self._new, written))
-        self._far.free(self._old[kept], nbytes)
+        self._far.free(self._old[kept], nbytes, forget=True)
         self._far.free(self._new[~kept], nbytes, forget=True)
         mover.carried_blocks += int(kept.sum())
         self.num_moved += int(kept.sum())

@@ -78,9 +78,9 @@ class Namespace:
     def lease(self, keys: Keys, deadline_ms: float | None = None) -> Lease:
         """Protect the longest prefix of `keys` that is readable before the deadline (None: wait for all of it).
 
-        What cannot be here in time is left out (it counts as `pending`); deadline_ms=0 never waits, and what is far is on
-        its way then: ask again. Room for what comes
-        near is made as for a put: for up to the configured put_wait_ms no block leaves that has no far copy. Errors:
+        What cannot be here in time is left out (it counts as `pending`). deadline_ms=0 never waits, but what is far is
+        on its way then: ask again. Room for what comes near is made as for a put: for up to the configured put_wait_ms
+        no block leaves that has no far copy. Errors:
         InvalidRequest for malformed keys, LimitExceeded over the number of blocks that can be leased at a time.
         """
         if not self._store.is_open:

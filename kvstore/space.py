@@ -106,20 +106,20 @@ class Space:
         self.give_back(groups)
         return bool(freed)
 
-    def give_back(self, groups: list[tuple[int, int, Places]], *, forget: bool = False) -> None:
-        """Return places that the index handed out to their tiers."""
+    def give_back(self, groups: list[tuple[int, int, Places]]) -> None:
+        """Return places that the index handed out to their tiers. A far copy is forgotten whatever the reason: a block
+        that only a restart would find could not be removed any more."""
         self._far_full = self._far_full and not groups
         for tier, ns, places in groups:
             if tier == NEAR:
                 self.near.free(places, self.sizes[ns].block_nbytes)
             elif self.far is not None:
-                self.far.free(places, self.sizes[ns].block_nbytes, forget=forget)
+                self.far.free(places, self.sizes[ns].block_nbytes, forget=True)
 
     def reap(self) -> None:
-        """Give back what removed blocks occupied, as far as nobody leases them; they must not come back at restart,
-        however late their last lease ended."""
+        """Give back what removed blocks occupied, as far as nobody leases them."""
         if self.index.num_removed:
-            self.give_back(self.index.reap(), forget=True)
+            self.give_back(self.index.reap())
 
     def drop_entries(self, num_blocks: int, ns: int) -> None:
         """Make index entries free: the coldest blocks leave the cache altogether."""

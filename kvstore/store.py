@@ -310,6 +310,8 @@ class BlockStore:
             self.is_open = False
         self.mover.stop()
         if self.far is not None:
+            with self.lock:
+                self.mover.reap()  # what was removed and is not leased any more has to be forgotten for good
             self.far.close()
         with self.lock:
             self.mover.step()  # what the tier finished or refused at its end

@@ -162,6 +162,13 @@ static int locate(const kv_slots *slots, int class_number, uint32_t place, uint3
     return *slot < slab->num_slots && slab->free_next[*slot] == IN_USE;
 }
 
+int kv_slots_hold(const kv_slots *slots, int class_number, const uint32_t *places, uint32_t num) {
+    uint32_t number, slot;
+    for (uint32_t i = 0; i < num; i++)
+        if (!locate(slots, class_number, places[i], &number, &slot)) return 0;
+    return 1;
+}
+
 static void free_one(kv_slots *slots, kv_class *owner, uint32_t number, uint32_t slot) {
     kv_slab *slab = &slots->slabs[number];
     slab->free_next[slot] = slab->free_head;

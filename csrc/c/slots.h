@@ -53,6 +53,8 @@ int kv_slots_class(kv_slots *slots, uint64_t nbytes);
 int64_t kv_slots_allocate(kv_slots *slots, int class_number, uint32_t num, uint32_t *places);
 /* All of `places` go back, or none: KV_SLOTS_FOREIGN when one is not allocated or not of this class. */
 int kv_slots_free(kv_slots *slots, int class_number, const uint32_t *places, uint32_t num);
+/* Whether every one of `places` is allocated and of this class. */
+int kv_slots_hold(const kv_slots *slots, int class_number, const uint32_t *places, uint32_t num);
 /* Slots that `allocate` could give now: free ones and those that fit into free runs of chunks. */
 uint64_t kv_slots_available(const kv_slots *slots, int class_number);
 /* The cheapest range of places [first, last) that would make a slab for the class if it were empty: 1, or 0 when there

@@ -85,7 +85,8 @@ class Tier(Protocol):
         self, places: Places, entries: Entries, buffers: Sequence[Buffer], deadline_us: int | None = None
     ) -> Future[Outcomes]:
         """Store one buffer per place. `entries` (ENTRY rows, one per place) gets its checksum filled in before the
-        future is done. Done means readable, not durable; `deadline_us` is CLOCK_MONOTONIC."""
+        future is done. Done means readable, not durable; `deadline_us` is CLOCK_MONOTONIC. Errors: InvalidRequest for
+        a place that is not allocated for a block of its buffer's size, and nothing is written."""
 
     def read(
         self,

@@ -20,7 +20,7 @@ from kvstore.tiers.base import (
     done,
     outcome_before,
 )
-from kvstore.tiers.checks import check_batch, check_entries, pages_of_buffers
+from kvstore.tiers.checks import check_batch, check_entries, check_size, pages_of_buffers
 
 
 class HostTier:
@@ -33,7 +33,10 @@ class HostTier:
         self._closed = False
 
     def allocate(self, nbytes: int, num_blocks: int, *, moving: bool = False) -> Places:
-        """Places in the arena; fewer when it is full."""
+        """Places in the arena; fewer when it is full, none when it is closed."""
+        check_size(nbytes, num_blocks)
+        if self._closed:
+            return np.empty(0, dtype=np.uint32)
         return self.arena.allocate(nbytes, num_blocks)
 
     def free(self, places: Places, nbytes: int, *, forget: bool = False) -> None:
@@ -44,13 +47,15 @@ class HostTier:
     def write(
         self, places: Places, entries: Entries, buffers: Sequence[Buffer], deadline_us: int | None = None
     ) -> Future[Outcomes]:
-        """Copy buffers into their slots."""
-        pages_of_buffers(buffers, writable=False)
+        """Copy buffers into their slots. Errors: InvalidRequest for one that its slot was not allocated for."""
+        _, nbytes = pages_of_buffers(buffers, writable=False)
         check_batch(places, buffers)
         check_entries(entries, len(places))
         refused = outcome_before(self._closed, deadline_us)
         if refused is not None:
             return done(np.full(len(places), refused, dtype=np.uint8))
+        for size in np.unique(nbytes):
+            self.arena.require_allocated(places[nbytes == size], int(size))
         for position, (place, buffer) in enumerate(zip(places, buffers, strict=True)):
             entries["checksum"][position] = xxh3_64(buffer)
             entries["nbytes"][position] = len(buffer)
@@ -84,7 +89,8 @@ class HostTier:
 
     def vacate(self, nbytes: int) -> tuple[int, int] | None:
         """The range of chunks with the least in it."""
-        return self.arena.vacate(nbytes)
+        check_size(nbytes, 0)
+        return None if self._closed else self.arena.vacate(nbytes)
 
     def usage(self) -> Usage:
         """Slots in use, and the arena's size."""

@@ -183,24 +183,29 @@ class Manifest:
         done."""
         with self._transaction() as txn:
             seq = U64.unpack(bytes(txn.get(b"seq", db=self._meta) or bytes(U64.size)))[0]
-            waiting: dict[int, list[Put]] = {}  # one row per segment and transaction, if nothing comes between
+            # One row per segment and transaction. No offset is used twice between two Cleans, so that within them it
+            # does not matter which of a segment's changes came first.
+            put: dict[int, list[Put]] = {}
+            forgotten: dict[int, list[NDArray[np.uint32]]] = {}
             for change in changes:
                 match change:
                     case Put(segment):
-                        waiting.setdefault(segment, []).append(change)
+                        put.setdefault(segment, []).append(change)
                         seq = max(seq, change.seq)
                     case Forget(segment, offsets):
-                        self._put_row(txn, waiting.pop(segment, []))
-                        self._forget(txn, segment, offsets)
+                        forgotten.setdefault(segment, []).append(offsets)
                     case Clean(segment):
-                        waiting.pop(segment, None)
+                        put.pop(segment, None)
+                        forgotten.pop(segment, None)
                         self._clean(txn, segment)
                     case Name(namespace, text):
                         txn.put(NAMESPACE_KEY.pack(namespace), text.encode(), db=self._namespaces)
                     case Use(segment, rows):
                         self._merge_uses(txn, segment, rows)
-            for puts in waiting.values():
+            for puts in put.values():
                 self._put_row(txn, puts)
+            for segment, parts in forgotten.items():
+                self._forget(txn, segment, np.concatenate(parts))
             txn.put(b"seq", U64.pack(seq), db=self._meta)
 
     def reopen(self) -> None:

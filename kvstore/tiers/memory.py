@@ -73,14 +73,17 @@ class MemoryTier:
     def write(
         self, places: Places, entries: Entries, buffers: Sequence[Buffer], deadline_us: int | None = None
     ) -> Future[Outcomes]:
-        """Keep a copy of each buffer."""
-        pages_of_buffers(buffers, writable=False)
+        """Keep a copy of each buffer. Errors: InvalidRequest for one that its place was not allocated for."""
+        _, nbytes = pages_of_buffers(buffers, writable=False)
         check_batch(places, buffers)
         check_entries(entries, len(places))
         refused = outcome_before(self._closed, deadline_us)
         if refused is not None:
             return done(np.full(len(places), refused, dtype=np.uint8))
         with self._lock:
+            for place, size in zip(places.tolist(), nbytes.tolist(), strict=True):
+                if self._sizes.get(place) != _rounded(size):
+                    raise InvalidRequest(f"place {place} is not allocated for blocks of {size} bytes")
             for position, (place, buffer) in enumerate(zip(places, buffers, strict=True)):
                 self._blocks[int(place)] = bytes(buffer)
                 entries["checksum"][position] = xxh3_64(buffer)

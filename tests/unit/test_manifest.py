@@ -63,10 +63,10 @@ def test_a_row_is_what_the_document_says(tmp_path: Path) -> None:
 
 def test_changes_apply_in_order(tmp_path: Path) -> None:
     manifest = manifest_at(tmp_path)
-    manifest.apply([Put(1, 1, placed([1, 2])), Forget(1, np.array([1], np.uint32)), Put(1, 1, placed([1]))])
-    assert offsets(manifest, 1) == [2, 1]
+    manifest.apply([Put(1, 1, placed([1, 2])), Forget(1, np.array([1], np.uint32)), Put(1, 1, placed([3]))])
+    assert offsets(manifest, 1) == [2, 3]
     manifest.apply([Forget(1, np.array([2, 99], np.uint32)), Put(2, 2, placed([4]))])
-    assert offsets(manifest, 1) == [1]
+    assert offsets(manifest, 1) == [3]
     manifest.apply([Put(1, 1, placed([8])), Use(1, np.array([(8, 5)], USE)), Clean(1), Put(2, 2, placed([6]))])
     assert offsets(manifest, 1) == [] and len(manifest.uses(1)) == 0
     assert offsets(manifest, 2) == [4, 6]

@@ -29,6 +29,7 @@ cdef extern from "slots.h" nogil:
     int kv_slots_class(kv_slots *slots, uint64_t nbytes)
     int64_t kv_slots_allocate(kv_slots *slots, int class_number, uint32_t num, uint32_t *places)
     int kv_slots_free(kv_slots *slots, int class_number, const uint32_t *places, uint32_t num)
+    int kv_slots_hold(const kv_slots *slots, int class_number, const uint32_t *places, uint32_t num)
     uint64_t kv_slots_available(const kv_slots *slots, int class_number)
     int kv_slots_vacate(const kv_slots *slots, int class_number, uint32_t *first, uint32_t *last)
     int kv_slots_check(const kv_slots *slots)

@@ -82,6 +82,13 @@ cdef class Arena:
         if view.shape[0] and kv_slots_free(&self._slots, number, &view[0], <uint32_t>view.shape[0]) != 0:
             raise InvalidRequest(f"a place among {view.shape[0]} is not allocated for blocks of {nbytes} bytes")
 
+    def require_allocated(self, places, nbytes):
+        """InvalidRequest unless all of `places` are allocated for blocks of `nbytes`."""
+        cdef int number = self._class(nbytes)
+        cdef const uint32_t[::1] view = np.ascontiguousarray(places, dtype=np.uint32)
+        if view.shape[0] and not kv_slots_hold(&self._slots, number, &view[0], <uint32_t>view.shape[0]):
+            raise InvalidRequest(f"a place among {view.shape[0]} is not allocated for blocks of {nbytes} bytes")
+
     def vacate(self, nbytes):
         """Range of places [first, last) to empty so that a block of `nbytes` fits: the one with the least in it.
 
