@@ -14,7 +14,8 @@ BENCH ?= $(shell grep -l '^def cases' bench/*.py | xargs -n1 basename -s .py | p
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 # Leaks are not looked for: the interpreter keeps memory to its end, and it is in the trace of everything of ours.
-SANITIZERS = LD_PRELOAD=$$($(CC) -print-file-name=libasan.so) PYTHONMALLOC=malloc \
+# The C++ runtime has to be there when the sanitizer looks for what it wraps: other people's modules throw.
+SANITIZERS = LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libstdc++.so.6)" PYTHONMALLOC=malloc \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1
 
 requirements = $(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))$(1), sep="\n")'
