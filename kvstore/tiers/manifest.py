@@ -37,6 +37,7 @@ SEGMENT_KEY = struct.Struct(">I")
 NAMESPACE_KEY = struct.Struct(">I")
 U32, U64 = struct.Struct("<I"), struct.Struct("<Q")
 USE = np.dtype([("offset", "<u4"), ("last_used_s", "<u4")])
+NO_OFFSETS = np.empty(0, dtype=np.uint32)
 
 log = logging.getLogger(__name__)
 
@@ -183,10 +184,13 @@ class Manifest:
         done."""
         with self._transaction() as txn:
             seq = U64.unpack(bytes(txn.get(b"seq", db=self._meta) or bytes(U64.size)))[0]
-            # One row per segment and transaction. No offset is used twice between two Cleans, so that within them it
-            # does not matter which of a segment's changes came first.
+            # No key is written twice: LMDB would shrink a value of this transaction in place and keep its pages, which
+            # find_damage takes for damage. No offset is used twice between two Cleans, so that within them it does not
+            # matter which of a segment's changes came first.
             put: dict[int, list[Put]] = {}
             forgotten: dict[int, list[NDArray[np.uint32]]] = {}
+            uses: dict[int, list[NDArray[Any]]] = {}
+            names: dict[int, str] = {}
             for change in changes:
                 match change:
                     case Put(segment):
@@ -195,17 +199,21 @@ class Manifest:
                     case Forget(segment, offsets):
                         forgotten.setdefault(segment, []).append(offsets)
                     case Clean(segment):
-                        put.pop(segment, None)
-                        forgotten.pop(segment, None)
+                        for waiting in (put, forgotten, uses):
+                            waiting.pop(segment, None)
                         self._clean(txn, segment)
                     case Name(namespace, text):
-                        txn.put(NAMESPACE_KEY.pack(namespace), text.encode(), db=self._namespaces)
+                        names[namespace] = text
                     case Use(segment, rows):
-                        self._merge_uses(txn, segment, rows)
-            for puts in put.values():
-                self._put_row(txn, puts)
+                        uses.setdefault(segment, []).append(rows)
             for segment, parts in forgotten.items():
                 self._forget(txn, segment, np.concatenate(parts))
+            for segment, puts in put.items():
+                self._put_row(txn, puts, np.concatenate(forgotten.get(segment, [NO_OFFSETS])))
+            for segment, rows_of in uses.items():
+                self._merge_uses(txn, segment, np.concatenate(rows_of[::-1]))
+            for namespace, text in names.items():
+                txn.put(NAMESPACE_KEY.pack(namespace), text.encode(), db=self._namespaces)
             txn.put(b"seq", U64.pack(seq), db=self._meta)
 
     def reopen(self) -> None:
@@ -257,11 +265,13 @@ class Manifest:
     def _transaction(self) -> _Transaction:
         return _Transaction(self._env)
 
-    def _put_row(self, txn: lmdb.Transaction, puts: list[Put]) -> None:
-        if puts:
-            segment = puts[0].segment
+    def _put_row(self, txn: lmdb.Transaction, puts: list[Put], forgotten: NDArray[np.uint32]) -> None:
+        """One row for all blocks of `puts`, which are of one segment, but those forgotten by now."""
+        segment = puts[0].segment
+        entries = np.concatenate([put.entries for put in puts])
+        entries = entries[~np.isin(entries["offset"], forgotten)]
+        if len(entries):
             key = ROW_KEY.pack(segment, next_batch(txn, self._rows, segment))
-            entries = np.concatenate([put.entries for put in puts])
             txn.put(key, pack_row(key, puts[0].seq, entries), db=self._rows)
 
     def _forget(self, txn: lmdb.Transaction, segment: int, offsets: NDArray[np.uint32]) -> None:

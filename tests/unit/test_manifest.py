@@ -14,7 +14,7 @@ from disk_helpers import MIB, make_entries, open_tier, read, recover, recovered_
 
 from kvstore.errors import Unavailable
 from kvstore.tiers.base import ENTRY, Entries, Outcome
-from kvstore.tiers.manifest import USE, Clean, Forget, Manifest, Put, Row, Use, pack_row
+from kvstore.tiers.manifest import USE, Clean, Forget, Manifest, Name, Put, Row, Use, find_damage, pack_row
 from kvstore.tiers.recovery import last_uses, surviving_entries
 
 NBYTES = 8192
@@ -59,6 +59,19 @@ def test_a_row_is_what_the_document_says(tmp_path: Path) -> None:
     assert (seq, num_entries, len(value)) == (9, 3, 16 + 3 * 96)
     assert crc == zlib.crc32(key + value[:12] + bytes(4) + value[16:])
     assert np.frombuffer(value[16:], ENTRY)["offset"].tolist() == [5, 6, 7]
+
+
+def test_changes_of_one_group_leave_a_manifest_that_is_sound(tmp_path: Path) -> None:
+    """What is put and shrinks in one transaction would keep pages it does not need, and be taken for damage."""
+    manifest = manifest_at(tmp_path)
+    gone = np.arange(40, dtype=np.uint32)
+    uses = [Use(1, np.array([(seed, time_s) for seed in range(1000)], USE)) for time_s in (1, 2)]
+    manifest.apply([Put(1, 1, placed(list(range(60)))), *uses, Forget(1, gone), Name(1, "x" * 9000), Name(1, "short")])
+    manifest.apply([Put(2, 2, placed(list(range(60)))), Forget(2, np.arange(60, dtype=np.uint32))])
+    assert offsets(manifest, 1) == list(range(40, 60)) and offsets(manifest, 2) == []
+    assert manifest.namespaces() == {1: "short"} and set(manifest.uses(1)["last_used_s"].tolist()) == {2}
+    manifest.close()
+    assert find_damage(tmp_path) == ""
 
 
 def test_changes_apply_in_order(tmp_path: Path) -> None:
