@@ -72,6 +72,7 @@ class DiskTier:
         self._lock = threading.Lock()  # guards the table, the breakers and what is declared below
         self._closed = False
         self._adopted = False
+        self._recovered: list[Places] = []  # until adopt()
         self._writing: set[Future[Outcomes]] = set()
         self._write_breaker, self._read_breaker = Breaker(), Breaker()
         self._manifest_reason = ""
@@ -235,12 +236,13 @@ class DiskTier:
             entries, num_bad = surviving_entries(rows, self._geometry.pages_per_segment)
             self.num_dropped += num_bad_rows + num_bad
             if len(entries):
-                places = np.uint32(segment * PLACES_PER_SEGMENT) + entries["offset"]
-                yield places.astype(np.uint32), entries, last_uses(entries, self._manifest.uses(segment))
+                places = (np.uint32(segment * PLACES_PER_SEGMENT) + entries["offset"]).astype(np.uint32)
+                self._recovered.append(places)
+                yield places, entries, last_uses(entries, self._manifest.uses(segment))
 
     def adopt(self, places: Places, nbytes: NDArray[np.uint32]) -> None:
         """Take over these recovered blocks as allocated; the rest of what was recovered is dead space from
-        now on.
+        now on, and forgotten: a later start must not find what nobody could remove meanwhile.
 
         To be called once. Errors: InvalidRequest, and nothing is adopted.
         """
@@ -251,6 +253,11 @@ class DiskTier:
                 raise InvalidRequest("adopt() a second time; allowed: once, with every block that lives")
             self._table.adopt(places, -(-nbytes.astype(np.int64) // PLACE_NBYTES))
             self._adopted = True
+            rest = np.setdiff1d(np.concatenate([places[:0], *self._recovered]), places)
+            self._recovered.clear()
+            for segment, positions in by_segment(rest):
+                if self._table.holds_blocks(segment):  # the others lose all their rows
+                    self._journal.add(Forget(segment, rest[positions] % PLACES_PER_SEGMENT))
             self._clean()
 
     def note_usage(self, places: Places, last_used_s: NDArray[np.uint32]) -> None:

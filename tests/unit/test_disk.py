@@ -179,6 +179,21 @@ def test_segments_of_which_nothing_is_adopted_are_recycled(tmp_path: Path) -> No
     tier.close()
 
 
+def test_what_is_not_adopted_never_comes_back(tmp_path: Path) -> None:
+    """A block whose parent a crash took was no hit in this life, so that nobody could remove it."""
+    tier = open_tier(tmp_path)
+    write(tier, range(20), NBYTES)
+    tier.close()
+    tier = open_tier(tmp_path)
+    places, entries = recover(tier)
+    tier.adopt(places[5:], entries["nbytes"][5:])
+    tier.flush().result(60)
+    tier.close()
+    tier = open_tier(tmp_path)
+    assert recovered_seeds(tier) == list(range(5, 20))
+    tier.close()
+
+
 # ---- recycling
 
 
