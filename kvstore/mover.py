@@ -336,11 +336,18 @@ class Mover(Space):
             self._thread.join()
 
     def flush(self, deadline_us: int | None) -> bool:
-        """Write back everything that is queued; False when that did not end before the deadline, or cannot."""
+        """Write back everything that is queued, and let the far tier forget what was removed, also what is being read
+        or carried; False when that did not end before the deadline, or cannot."""
+        holding: list[Transfer | Carry] | None = None
         while True:
             with self.lock:
                 self.step()
-                if not self._dirty and not self._writes:
+                under_way = [*self._reads, self._carry]
+                if holding is None:  # what begins later cannot hold what is removed by now
+                    holding = [item for item in under_way if item is not None] if self.index.num_removed else []
+                holding = [item for item in holding if item in under_way]
+                if not self._dirty and not self._writes and not holding:
+                    self.reap()
                     return True
                 progress = self.progress()
                 left = None if deadline_us is None else deadline_us - self.clock.now_us()

@@ -16,6 +16,7 @@ from store_helpers import (
     settle,
 )
 
+from kvstore.carry import Carry
 from kvstore.policy import WriteBack
 from kvstore.tiers.base import Outcome
 
@@ -353,6 +354,28 @@ def test_what_was_removed_while_leased_is_forgotten_by_the_far_tier(make, far, m
         assert forgotten == []
     settle(store)
     assert forgotten == [(2, True)]
+
+
+@pytest.mark.parametrize("how", ["promotion", "carry"])
+def test_a_flush_waits_for_what_was_removed_while_it_moved(make, far, how):
+    """Its far place stays until the bytes are read: a flush that did not wait would promise what is not so yet."""
+    store, ns = make(8)
+    keys = put_chain(ns, 3)
+    settle(store)
+    ns.remove(push_out(ns, 8))
+    settle(store)
+    far.holding = True
+    if how == "promotion":
+        ns.prefetch(keys)
+    else:
+        store.mover._carry = Carry(store.mover, far, (0, 1 << 31))
+        settle(store)
+    assert ns.remove(keys) == 3
+    assert not store.flush(0)
+    assert far.usage().num_blocks == 3
+    far.let_go()
+    assert store.flush(0)
+    assert far.usage().num_blocks == 0
 
 
 def test_carrying_moves_what_lives_and_keeps_it_readable(tmp_path):
