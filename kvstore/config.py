@@ -46,9 +46,11 @@ ENTRIES_MIN, ENTRIES_MAX = 65_536, 2**31
 NBYTES_PER_ENTRY = 64 * KIB  # entries_max = 0 expects blocks of this size or larger
 
 PREFIX = "KVSTORE_"
-# Not settings, though they begin alike: the switch of the sanitizer build, where the tests find traces, and what
-# container runtimes set for a service that somebody named kvstore (KVSTORE_SERVICE_HOST, KVSTORE_PORT_7070_TCP_ADDR).
-FOREIGN = re.compile(r"KVSTORE_(SANITIZE|TRACES|(.+_)?(SERVICE_HOST|SERVICE_PORT(_.+)?|PORT(_\d+_(TCP|UDP)(_.+)?)?))")
+# Not settings, though they begin alike: the switch of the sanitizer build, what the tests are told, and what container
+# runtimes set for a service that somebody named kvstore (KVSTORE_SERVICE_HOST, KVSTORE_PORT_7070_TCP_ADDR).
+FOREIGN = re.compile(
+    r"KVSTORE_(SANITIZE|TRACES|KILLS(_SEED)?|(.+_)?(SERVICE_HOST|SERVICE_PORT(_.+)?|PORT(_\d+_(TCP|UDP)(_.+)?)?))"
+)
 
 
 class _Section(BaseModel):

@@ -202,6 +202,8 @@ def test_variables_of_container_runtimes_and_of_the_build_are_not_settings(
         "PORT_7070_TCP_ADDR",
         "SANITIZE",
         "TRACES",
+        "KILLS",
+        "KILLS_SEED",
     ):
         monkeypatch.setenv(f"KVSTORE_{name}", "10.0.0.1")
     monkeypatch.setenv("KVSTORE_CACHE_SERVICE_HOST", "10.0.0.1")
