@@ -304,6 +304,7 @@ class DiskTier:
                 )
             self._geometry = Geometry.choose(capacity_nbytes, stored or segment_nbytes)
             if stored is None:
+                self._folder.sync()
                 self._manifest.initialise(self._geometry.segment_nbytes, now_s)
             self._names = self._manifest.namespaces()
             self._files = SegmentFiles(self._folder.segments, self._geometry.segment_nbytes)

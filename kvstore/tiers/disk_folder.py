@@ -45,6 +45,14 @@ class DiskFolder:
             self.abandon()
             raise
 
+    def sync(self) -> None:
+        """Make the names of the folders durable, and that of the manifest in its own. Errors: OSError.
+
+        Before a new manifest says anything: later nobody would know that it was never done.
+        """
+        for folder in [self.manifest, self.path, self.path.parent, *(made.parent for made in self._made)]:
+            sync_names(folder)
+
     def abandon(self) -> None:
         """Give up the folder and remove what this object made. For a tier that could not be opened."""
         for name in self._made_names:
@@ -90,3 +98,12 @@ def nearest_existing(path: Path) -> Path:
         if os.path.lexists(candidate):
             return candidate
     return Path("/")
+
+
+def sync_names(folder: Path) -> None:
+    """Make the names in a folder durable. Errors: OSError."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvstore._core import blockio
+from kvstore.tiers.disk_folder import sync_names
 
 OPEN_FILES_MAX = 256  # beyond that the longest unused ones are closed; files in use do not count
 
@@ -174,11 +175,7 @@ class SegmentFiles:
 
     def _sync_folder(self) -> None:
         """Make new names durable before anything refers to them."""
-        descriptor = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync_names(self._folder)
 
 
 def open_direct(path: Path, flags: int) -> int:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kvstore.tiers import segment_files
+from kvstore.tiers import disk_folder, segment_files
 from kvstore.tiers.disk_io import DiskIO
 from kvstore.tiers.manifest import Manifest
 from kvstore.tiers.segment_files import SegmentFiles
@@ -35,7 +35,7 @@ class Recorder:
     """What a tier does to its folder, as events in the order in which they happened:
 
     make name; rename old new; unlink name; write transfer segment page versions; done transfer; sync name began;
-    folder began; commit pages. `began`: how many events there were when the sync began. A write is noted before it
+    folder name began; commit pages. `began`: how many events there were when the sync began. A write is noted before it
     starts, a sync after it ended. Versions are places of 4 KiB pages in `pages`; version 0 is zeros.
     """
 
@@ -73,6 +73,7 @@ class Recorder:
         patch.setattr(SegmentFiles, "__init__", lambda files, folder, size: init(files, RecordedPath(folder), size))
         patch.setattr(SegmentFiles, "_make", recorded_make)
         patch.setattr(segment_files, "os", RecordedOs(self))
+        patch.setattr(disk_folder, "os", RecordedOs(self))
 
     def _watch_writes(self, patch: pytest.MonkeyPatch) -> None:
         begin, end = DiskIO._begin, DiskIO._end
@@ -118,7 +119,7 @@ class Recorder:
 
 
 class RecordedOs:
-    """The os module for segment_files, with its syncs recorded."""
+    """The os module for code that opens files, with its syncs recorded."""
 
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
@@ -140,7 +141,7 @@ class RecordedOs:
     def fsync(self, descriptor: int) -> None:
         began = len(self._recorder.events)
         os.fsync(descriptor)
-        self._recorder.add("folder", began)
+        self._recorder.add("folder", self._names[descriptor], began)
 
 
 @dataclass(eq=False)
@@ -168,8 +169,10 @@ Image = dict[str, tuple[File, np.ndarray | None]]  # name → the file and its p
 class Device:
     """What of the events so far is durable, and what the disk may have kept."""
 
-    def __init__(self) -> None:
-        self.manifest: list[bytes] = []
+    def __init__(self, folder: Path) -> None:
+        self._manifest: list[bytes] = []
+        self._synced: set[str] = set()  # folders whose names are durable
+        self._ways = {"manifest", folder.name, folder.parent.name}  # to the manifest
         self._num_events = 0
         self._now: dict[str, File] = {}  # as the process sees it
         self._durable: dict[str, File] = {}
@@ -216,17 +219,24 @@ class Device:
                 left.append(write)
         self._writes = left
 
-    def _on_folder(self, began: int) -> None:
+    def _on_folder(self, name: str, began: int) -> None:
+        self._synced.add(name)
+        if name != "segments":
+            return
         for _, file, old, new in [change for change in self._names if change[0] < began]:
             move(self._durable, file, old, new)
         self._names = [change for change in self._names if change[0] >= began]
 
     def _on_commit(self, pages: dict[int, bytes]) -> None:
-        self.manifest += [b""] * (max(pages, default=-1) + 1 - len(self.manifest))
+        self._manifest += [b""] * (max(pages, default=-1) + 1 - len(self._manifest))
         for number, page in pages.items():
-            self.manifest[number] = page
+            self._manifest[number] = page
 
-    def without_power(self, rng: random.Random) -> Image:
+    def manifest(self, rng: random.Random) -> list[bytes]:
+        """The manifest's pages after a cut at this moment; none when it is not to be found."""
+        return self._manifest if self._ways <= self._synced or rng.random() < 0.5 else []
+
+    def segments(self, rng: random.Random) -> Image:
         """The segment files that one disk could hold after a cut at this moment."""
         names = dict(self._durable)
         luck = rng.choice((0.0, 0.5, 1.0))

@@ -19,6 +19,7 @@ import pytest
 from kvstore._core import blockio
 from kvstore.tiers import preparer
 from kvstore.tiers.disk import DiskTier
+from kvstore.tiers.disk_folder import DiskFolder
 from kvstore.tiers.journal import Journal
 from kvstore.tiers.manifest import Clean, Forget
 from kvstore.tiers.segment_files import SegmentFiles
@@ -28,6 +29,7 @@ from sim.power_load import CAPACITIES, Expected, Load, check
 SEED = int(os.environ.get("POWER_SEED", time.time_ns() // 1_000_000))
 NUM_EVENTS = int(os.environ.get("POWER_EVENTS", "3000"))
 MEMORY = Path("/dev/shm")
+RECORDED = "recorded"
 
 
 @pytest.fixture
@@ -47,7 +49,7 @@ def recorded(folder: Path, seed: int, num_events: int, break_it: Callable[[pytes
 
 def cut_everywhere(recorder: Recorder, path: Path, seed: int) -> tuple[int, int]:
     """Cut the power after every event: the number of cuts, and of blocks that had to be there, all cuts together."""
-    device, expected, folder = Device(), Expected(), Folder(path, recorder.pages)
+    device, expected, folder = Device(path.parent / RECORDED), Expected(), Folder(path, recorder.pages)
     num_cuts = num_kept = 0
     for number, event in enumerate(recorder.events):
         try:
@@ -56,7 +58,7 @@ def cut_everywhere(recorder: Recorder, path: Path, seed: int) -> tuple[int, int]
             if event[0] in ("free", "flush", "done"):
                 continue  # nothing reached the disk
             rng = random.Random(f"{seed}/{number}")
-            folder.become(device.without_power(rng), device.manifest)
+            folder.become(device.segments(rng), device.manifest(rng))
             tier = DiskTier(path, capacity_nbytes=CAPACITIES[1], segment_nbytes=MIB, io_threads=1)
             try:
                 check(tier, expected)
@@ -73,7 +75,7 @@ def test_whenever_power_fails_nothing_flushed_is_lost_and_nothing_wrong_is_found
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     print(f"POWER_SEED={SEED}")
-    recorder = recorded(folder / "recorded", SEED, NUM_EVENTS, lambda _: None)
+    recorder = recorded(folder / RECORDED, SEED, NUM_EVENTS, lambda _: None)
     monkeypatch.setattr(preparer, "READY_SEGMENTS", 0)  # a tier that is looked at makes no files
     num_cuts, num_kept = cut_everywhere(recorder, folder / "cut", SEED)
     assert num_cuts > NUM_EVENTS / 2 and num_kept > 10 * num_cuts
@@ -113,6 +115,10 @@ def names_not_synced(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(SegmentFiles, "_sync_folder", lambda files: None)
 
 
+def folders_not_synced(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(DiskFolder, "sync", lambda folder: None)
+
+
 def flush_answering_before_the_commit(patch: pytest.MonkeyPatch) -> None:
     flush = Journal.flush
 
@@ -141,10 +147,11 @@ def rows_before_their_namespace(patch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("break_it", "complaint"),
     [
-        (no_sync_before_the_commit, "CORRUPT"),
+        (no_sync_before_the_commit, "CORRUPT|rows could not be used"),
         (segments_overwritten_before_they_are_clean, "CORRUPT"),
         (new_segments_renamed_before_their_sync, "looks like a finished file"),
         (names_not_synced, "rows could not be used"),
+        (folders_not_synced, "had been flushed"),
         (flush_answering_before_the_commit, "had been"),
         (nothing_forgotten, "had been forgotten"),
         (rows_before_their_namespace, "no namespace"),
@@ -153,7 +160,7 @@ def rows_before_their_namespace(patch: pytest.MonkeyPatch) -> None:
 def test_a_broken_order_is_found(
     folder: Path, monkeypatch: pytest.MonkeyPatch, break_it: Callable[[pytest.MonkeyPatch], None], complaint: str
 ) -> None:
-    recorder = recorded(folder / "recorded", SEED, NUM_EVENTS, break_it)
+    recorder = recorded(folder / RECORDED, SEED, NUM_EVENTS, break_it)
     monkeypatch.setattr(preparer, "READY_SEGMENTS", 0)
     with pytest.raises(AssertionError, match=complaint):
         cut_everywhere(recorder, folder / "cut", SEED)

@@ -53,7 +53,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tiers.manifest": {"tiers.base"},
     "tiers.preparer": {"tiers.segment_files", "tiers.segments"},
     "tiers.recovery": {"tiers.base", "tiers.manifest"},
-    "tiers.segment_files": {"_core.blockio"},
+    "tiers.segment_files": {"_core.blockio", "tiers.disk_folder"},
     "tiers.segments": {"tiers.base", "tiers.geometry"},
     # movement: knows the contract of the tiers, and the host tier because its arena is what blocks move through
     "space": {"_core.index", "clock", "policy", "tiers.base", "tiers.host"},
