@@ -30,9 +30,11 @@ MIB = 1 << 20
 BLOCK_NBYTES = (4096, 20_000, 60_000)  # of the namespaces 0, 1, 2
 TOKENS = 4  # per block
 CHAIN_BLOCKS_MAX = 12
-DISK_NBYTES = {"roomy": 32 * MIB, "tight": 8 * MIB}
-ROOMY_NBYTES_MAX = 9 * MIB  # stored at a time in the roomy folder, which leaves whole segments to be recycled
-KILL_S = (0.005, 0.15)
+DISK_NBYTES = {"roomy": 16 * MIB, "tight": 8 * MIB}
+ROOMY_NBYTES_MAX = 6 * MIB  # stored at a time in the roomy folder, of 14 MiB: whole segments come free or are carried
+LIFE_LINES_MAX = 80  # of its log, after which a life is killed; a draw of 0 kills it while it opens the folder
+LIFE_S_MAX = 20.0  # for one that has hardly anything to say
+KILL_S_MAX = 0.03  # more, so that it dies anywhere between two lines
 FLUSH_MS = 60_000
 REMOVED_MAX = 2000  # removed chains that are looked for in later lives
 
@@ -48,6 +50,8 @@ class Promises:
     kept: dict[Chain, int] = field(default_factory=dict)  # these have to be there
     removed: dict[Chain, int] = field(default_factory=dict)  # nothing from here on may be there
     num_flushes: int = 0
+    num_carried: int = 0  # blocks, by the last flush
+    num_evicted: int = 0
 
     def read(self, path: Path, *, tight: bool) -> None:
         """Follow the log to its end, which may be in the middle of a line."""
@@ -72,6 +76,7 @@ class Promises:
                     asked[chain] = self.kept[chain] = 0
             else:
                 self.num_flushes += 1
+                self.num_carried, self.num_evicted = numbers[1]
                 self.kept = {(ns, number): length for ns, number, length in numbers[0]}
                 for chain, depth in asked.items():
                     self.removed[chain] = min(depth, self.removed.get(chain, depth))
@@ -201,7 +206,8 @@ class Life(Session):
         lost = {chain for chain, length in self._kept.items() if found.get(chain, 0) < length}
         assert not lost, f"{lost} had been flushed"
         if flushed:
-            self.tell("flush", [[*chain, length] for chain, length in found.items()])
+            moved = self.store.mover.carried_blocks, self.store.index.counts()["evicted_far"]
+            self.tell("flush", [[*chain, length] for chain, length in found.items()], moved)
             self._kept = dict(found) if self._roomy else {}
             self._there = {chain: length for chain, length in found.items() if length}
 
@@ -261,6 +267,12 @@ def forked(work: Callable[[], None]) -> int:
     os._exit(0)
 
 
+def wait_for_lines(log: Path, num_lines: int) -> None:
+    end_s = time.monotonic() + LIFE_S_MAX
+    while log.read_bytes().count(b"\n") < num_lines and time.monotonic() < end_s:
+        time.sleep(0.001)
+
+
 class Lives:
     """Life after life in one folder."""
 
@@ -268,7 +280,7 @@ class Lives:
         self._folder, self.kind = folder, kind
         self._there: dict[Chain, int] = {}
         self._removed: dict[Chain, int] = {}
-        self.num_flushes = self.num_kept = self.num_removed = 0
+        self.counts = dict.fromkeys(("flushes", "kept", "removed", "carried", "evicted"), 0)
 
     def live_and_die(self, rng: random.Random) -> None:
         log, report = self._folder.with_suffix(".log"), self._folder.with_suffix(".json")
@@ -276,7 +288,8 @@ class Lives:
         descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         life = forked(lambda: Life(self._folder, self.kind, rng, self._there, descriptor).run())
         os.close(descriptor)
-        time.sleep(rng.uniform(*KILL_S))
+        wait_for_lines(log, max(0, rng.randint(-20, LIFE_LINES_MAX)))
+        time.sleep(rng.uniform(0, KILL_S_MAX))
         os.kill(life, signal.SIGKILL)
         status = os.waitpid(life, 0)[1]
         assert os.WIFSIGNALED(status), f"the life ended by itself, status {status}"
@@ -294,13 +307,18 @@ class Lives:
         assert status == 0, f"the audit failed, status {status}"
         self._there = {(ns, number): length for ns, number, length in json.loads(report.read_text())}
         self._removed = dict(list(promises.removed.items())[-REMOVED_MAX:])
-        self.num_flushes += promises.num_flushes
-        self.num_kept += sum(promises.kept.values())
-        self.num_removed += len(self._removed)
+        for what, num in (
+            ("flushes", promises.num_flushes),
+            ("kept", sum(promises.kept.values())),
+            ("removed", len(promises.removed)),
+            ("carried", promises.num_carried),
+            ("evicted", promises.num_evicted),
+        ):
+            self.counts[what] += num
 
 
 def main(seed: int, num_kills: int, places: list[Path]) -> None:
-    """Says at the end, for each kind of folder, how many flushes, blocks and removals were held against the audits."""
+    """Says at the end, for each kind of folder, how much there was to hold against the audits."""
     lives = [Lives(place / kind, kind) for kind in DISK_NBYTES for place in places]
     for number in range(num_kills):
         turn = lives[number % len(lives)]
@@ -309,9 +327,8 @@ def main(seed: int, num_kills: int, places: list[Path]) -> None:
         except AssertionError as error:
             sys.exit(f"seed {seed}, kill {number}, {turn.kind}: {error}")
     for kind in DISK_NBYTES:
-        same = [turn for turn in lives if turn.kind == kind]
-        num = [sum(getattr(turn, what) for turn in same) for what in ("num_flushes", "num_kept", "num_removed")]
-        print(json.dumps([kind, *num]))
+        counts = [turn.counts for turn in lives if turn.kind == kind]
+        print(json.dumps([kind, {what: sum(one[what] for one in counts) for what in counts[0]}]))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 NUM_KILLS = int(os.environ.get("KVSTORE_KILLS", "200"))
-SECONDS_PER_KILL_MAX = 10  # against hanging; it is about a quarter of a second
+SECONDS_PER_KILL_MAX = 30  # against hanging; it is about a quarter of a second
 MEMORY = Path("/dev/shm")  # a file system without waiting: a life gets further there, and is killed elsewhere
 
 
@@ -40,5 +40,7 @@ def test_a_store_that_is_killed_keeps_what_it_promised(tmp_path: Path) -> None:
     assert lives.returncode == 0, lives.stderr
     print(lives.stdout)
     for line in lives.stdout.splitlines():
-        kind, num_flushes, num_kept, num_removed = json.loads(line)
-        assert num_flushes and num_kept and num_removed, f"nothing was promised in the {kind} folder"
+        kind, counts = json.loads(line)
+        wanted = {"flushes", "kept", "removed"} | ({"carried", "evicted"} if kind == "tight" else set())
+        empty = {what for what in wanted if counts[what] == 0}
+        assert not empty, f"the {kind} folder saw nothing {empty}"
