@@ -20,8 +20,9 @@ from bench.report import Result
 from kvstore.config import Config
 from kvstore.namespace import NamespaceSpec
 from kvstore.tiers.base import ENTRY, Entries
+from kvstore.tiers.changes import Name, Put
 from kvstore.tiers.disk import DiskTier
-from kvstore.tiers.manifest import Manifest, Name, Put
+from kvstore.tiers.manifest import Manifest
 
 MIB, GIB = 1 << 20, 1 << 30
 SEGMENT_NBYTES = 256 * MIB

@@ -82,7 +82,7 @@ class NamespaceSpec:
         """The spec of a canonical text; InvalidRequest when it is none."""
         try:
             return cls(**json.loads(text))
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise InvalidRequest(f"not a namespace: {error}") from None
 
     def digest(self, tenant: str = "") -> bytes:

@@ -88,6 +88,8 @@ class BlockStore:
         self._specs: dict[int, NamespaceSpec] = {}
         self._numbers: dict[str, int] = {}
         self._opened: set[int] = set()
+        self._unreadable: set[int] = set()  # numbers whose text is no namespace: blocks on disk may still carry them
+        self.num_dropped = 0  # blocks on disk that no namespace could be found for
         self.is_open = True  # False once it is closed; may be read without the lock
         mover.chore = self.settle_locked
         if far is not None and isinstance(far, DurableTier):
@@ -124,12 +126,13 @@ class BlockStore:
         return Namespace(self, number, spec)
 
     def _next_number(self) -> int:
-        if len(self._specs) >= NAMESPACES_MAX:
+        taken = self._specs.keys() | self._unreadable
+        if len(taken) >= NAMESPACES_MAX:
             raise LimitExceeded(f"{NAMESPACES_MAX} namespaces exist already")
-        return max(self._specs, default=0) + 1 if max(self._specs, default=0) < NAMESPACES_MAX else self._gap()
-
-    def _gap(self) -> int:
-        return next(number for number in range(1, NAMESPACES_MAX + 1) if number not in self._specs)
+        last = max(taken, default=0)
+        if last < NAMESPACES_MAX:
+            return last + 1
+        return next(number for number in range(1, NAMESPACES_MAX + 1) if number not in taken)
 
     def _define(self, number: int, spec: NamespaceSpec) -> None:
         self._adopt_spec(number, spec)
@@ -146,9 +149,14 @@ class BlockStore:
     def _recover(self, far: DurableTier) -> None:
         """Bring back what an earlier run left: namespaces, blocks (parents before children), their order."""
         for number, text in far.namespaces().items():
-            self._adopt_spec(number, NamespaceSpec.from_text(text))
+            self._recover_namespace(number, text)
         recovered = list(far.recover())
         rest = Recovered.joined(recovered)
+        known = self._of_known_namespaces(rest)
+        self.num_dropped = len(known) - int(known.sum())
+        if self.num_dropped:
+            log.warning("%d blocks on disk are left out: their namespace is not known", self.num_dropped)
+        rest = rest.only(known)
         live = Recovered.joined([])
         ids: Ids = np.empty(0, dtype=np.uint32)
         while len(rest.places):
@@ -163,16 +171,28 @@ class BlockStore:
         order = np.lexsort((-np.arange(len(ids)), live.last_used_s))
         self.index.reorder_far(ids[order])
 
-    def _adopt(self, found: Recovered) -> Ids:
-        fit = np.zeros(len(found.places), dtype=np.bool_)
+    def _recover_namespace(self, number: int, text: str) -> None:
+        """What cannot be read costs its own blocks and nothing else."""
+        try:
+            if not 1 <= number <= NAMESPACES_MAX:
+                raise InvalidRequest(f"number={number} is not an integer between 1 and {NAMESPACES_MAX}")
+            self._adopt_spec(number, NamespaceSpec.from_text(text))
+        except InvalidRequest as error:
+            self._unreadable.add(number)
+            log.warning("namespace %d on disk cannot be used, nor can its blocks: %s", number, error)
+
+    def _of_known_namespaces(self, found: Recovered) -> NDArray[np.bool_]:
+        known = np.zeros(len(found.places), dtype=np.bool_)
         for number, spec in self._specs.items():
-            fit |= (found.entries["namespace"] == number) & (found.entries["nbytes"] == spec.block_nbytes)
-        ids: Ids = np.full(len(found.places), core.NONE, dtype=np.uint32)
-        rows = found.entries[fit]
+            known |= (found.entries["namespace"] == number) & (found.entries["nbytes"] == spec.block_nbytes)
+        return known
+
+    def _adopt(self, found: Recovered) -> Ids:
+        rows = found.entries
         key, parent, namespace, checksum = (
             np.ascontiguousarray(rows[name]) for name in ("key", "parent", "namespace", "checksum")
         )
-        ids[fit] = self.index.adopt(key, parent, namespace, found.places[fit], checksum)
+        ids: Ids = self.index.adopt(key, parent, namespace, found.places, checksum)
         return ids
 
     # ---- what Namespace asks for; caller holds the lock unless it says otherwise ----
@@ -259,6 +279,8 @@ class BlockStore:
             if self.far is not None:
                 tiers[self.far.name] = self._tier_stats(self.far, counts["far"], None)
                 tiers[self.far.name]["evicted"] = counts["evicted_far"]
+                if isinstance(self.far, DurableTier):
+                    tiers[self.far.name]["dropped"] = self.num_dropped + self.far.num_dropped
             lookups = self.leases.counts()
             lookups["blocks_far"] = lookups["blocks_found"] - lookups["blocks_near"]
             return {

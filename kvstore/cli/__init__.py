@@ -23,6 +23,7 @@ from kvstore.errors import KVStoreError
 
 # Name → what it does, in the order in which --help shows them.
 COMMANDS = {
+    "check": "Verify the folder of a disk tier, and drop what is bad.",
     "demo": "Run a chat workload against a store and show where its blocks come from.",
     "replay": "Replay a request trace against a store.",
 }

@@ -115,6 +115,10 @@ class Tier(Protocol):
 class DurableTier(Tier, Protocol):
     """A tier whose blocks outlive the process."""
 
+    @property
+    def num_dropped(self) -> int:
+        """Blocks, or whole records of them, that an earlier run left and that cannot be used. After recover."""
+
     def namespaces(self) -> dict[int, str]:
         """Canonical texts of the namespaces that an earlier run remembered, by number."""
 

@@ -23,12 +23,14 @@ from numpy.typing import NDArray
 from kvstore.errors import ConfigInvalid, InvalidRequest, LimitExceeded, Unavailable
 from kvstore.tiers.base import PLACE_NBYTES, Buffer, Entries, Outcome, Outcomes, Places, Usage, done
 from kvstore.tiers.breaker import Breaker
+from kvstore.tiers.changes import Clean, Forget, Name, Put, Use
 from kvstore.tiers.checks import check_batch, check_entries, check_places, pages_of_buffers
 from kvstore.tiers.disk_folder import DiskFolder
 from kvstore.tiers.disk_io import DiskIO, Result, Transfer, monotonic_us, when_all_done
 from kvstore.tiers.geometry import NUM_SEGMENTS_MIN, PLACES_PER_SEGMENT, Geometry, capacity_for
 from kvstore.tiers.journal import Journal
-from kvstore.tiers.manifest import USE, Clean, Forget, Manifest, ManifestError, Name, Put, Use
+from kvstore.tiers.manifest import Manifest, ManifestError
+from kvstore.tiers.manifest_rows import USE
 from kvstore.tiers.preparer import Preparer
 from kvstore.tiers.recovery import last_uses, surviving_entries
 from kvstore.tiers.segment_files import SegmentFiles
@@ -76,7 +78,7 @@ class DiskTier:
         self._writing: set[Future[Outcomes]] = set()
         self._write_breaker, self._read_breaker = Breaker(), Breaker()
         self._manifest_reason = ""
-        self.num_dropped = 0  # entries and rows of the manifest that could not be used, since the tier was opened
+        self.num_dropped = 0  # entries, rows and whole manifests that could not be used when the tier was opened
         self._folder = DiskFolder(Path(path).absolute(), NUM_SEGMENTS_MIN * geometry.segment_nbytes)
         try:
             self._load(capacity_nbytes, segment_nbytes)
@@ -295,6 +297,7 @@ class DiskTier:
         """Open what the folder holds. Errors: ConfigInvalid, Unavailable, OSError."""
         now_s = int(self._time_s())
         self._manifest = Manifest(self._folder.manifest, capacity_nbytes, now_s)
+        self.num_dropped += self._manifest.was_damaged
         try:
             stored = self._manifest.segment_nbytes
             if stored and segment_nbytes and stored != segment_nbytes:

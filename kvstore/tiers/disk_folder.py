@@ -81,15 +81,25 @@ class DiskFolder:
             )
 
     def _lock(self) -> None:
-        path = self.path / "lock"
-        self._lock_descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(self._lock_descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            owner = os.pread(self._lock_descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
-            raise Unavailable(f"disk path {self.path} is in use by process {owner}") from None
-        os.ftruncate(self._lock_descriptor, 0)
-        os.pwrite(self._lock_descriptor, f"{os.getpid()}\n".encode(), 0)
+        self._lock_descriptor = lock_folder(self.path)
+
+
+def lock_folder(folder: Path) -> int:
+    """Become the owner of a folder until the descriptor given back is closed. Errors: Unavailable names the process
+    that has it; OSError."""
+    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+    except BlockingIOError:
+        owner = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
+        os.close(descriptor)
+        raise Unavailable(f"disk path {folder} is in use by process {owner}") from None
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 def nearest_existing(path: Path) -> Path:

@@ -14,7 +14,8 @@ from collections.abc import Callable
 from concurrent.futures import Future
 
 from kvstore.errors import Unavailable
-from kvstore.tiers.manifest import Change, Clean, Manifest, ManifestError, Put
+from kvstore.tiers.changes import Change, Clean, Put
+from kvstore.tiers.manifest import Manifest, ManifestError
 
 GROUP_S = 1.0
 GROUP_NBYTES = 64 << 20

@@ -10,11 +10,8 @@ default does not change it.
 from __future__ import annotations
 
 import logging
-import struct
 import uuid
-import zlib
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,74 +21,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvstore.errors import Unavailable
-from kvstore.tiers.base import ENTRY, Entries
+from kvstore.tiers.changes import Change, Clean, Forget, Name, Put, Use
+from kvstore.tiers.manifest_rows import (
+    FORMAT,
+    NAMESPACE_KEY,
+    ROW_HEAD,
+    ROW_KEY,
+    SEGMENT_KEY,
+    U32,
+    U64,
+    USE,
+    Row,
+    pack_row,
+    require_format,
+    unpack_row,
+)
 
-FORMAT = 1
 LMDB_LIBRARY = 0  # LMDB 0.9
 MAP_NBYTES_MIN = 1 << 30
 MAP_SHARE = 16  # of the tier's capacity; rows take at most 1/40 of it, with 4 KiB blocks
 
-ROW_KEY = struct.Struct(">II")  # segment, batch
-ROW_HEAD = struct.Struct("<QII")  # seq, number of entries, CRC-32
-SEGMENT_KEY = struct.Struct(">I")
-NAMESPACE_KEY = struct.Struct(">I")
-U32, U64 = struct.Struct("<I"), struct.Struct("<Q")
-USE = np.dtype([("offset", "<u4"), ("last_used_s", "<u4")])
 NO_OFFSETS = np.empty(0, dtype=np.uint32)
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Put:
-    """Blocks written to a segment since its opening number `seq`."""
-
-    segment: int
-    seq: int
-    entries: Entries
-
-
-@dataclass(frozen=True, slots=True)
-class Forget:
-    """Blocks of a segment, by offset, that must not come back at restart."""
-
-    segment: int
-    offsets: NDArray[np.uint32]
-
-
-@dataclass(frozen=True, slots=True)
-class Clean:
-    """A segment of which every row goes, because it is about to be overwritten."""
-
-    segment: int
-
-
-@dataclass(frozen=True, slots=True)
-class Name:
-    """The text to keep for a namespace number."""
-
-    namespace: int
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Use:
-    """When blocks of a segment were last used: USE rows."""
-
-    segment: int
-    rows: NDArray[Any]
-
-
-Change = Put | Forget | Clean | Name | Use
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One manifest row that could be read."""
-
-    batch: int
-    seq: int
-    entries: Entries
 
 
 class ManifestError(Exception):
@@ -108,14 +60,17 @@ class Manifest:
         """
         self._path = path
         self._map_nbytes = MAP_NBYTES_MIN + capacity_nbytes // MAP_SHARE
+        self.was_damaged = False
         damage = find_damage(path)
         if damage:
+            self.was_damaged = True
             set_aside(path, now_s, damage)
         try:
             self._open()
             damage = self._check_meta()
             if damage:
                 self._env.close()
+                self.was_damaged = True
                 set_aside(path, now_s, damage)
                 self._open()
         except lmdb.Error as error:
@@ -177,6 +132,7 @@ class Manifest:
             return {
                 NAMESPACE_KEY.unpack(bytes(key))[0]: bytes(value).decode(errors="replace")
                 for key, value in txn.cursor()
+                if len(key) == NAMESPACE_KEY.size
             }
 
     def apply(self, changes: Iterable[Change]) -> None:
@@ -245,18 +201,12 @@ class Manifest:
     def _check_meta(self) -> str:
         """What is wrong with the meta records; "" for nothing, or a new manifest. Errors: Unavailable."""
         with self._env.begin(db=self._meta) as txn:
-            found = dict(txn.cursor())
-        if not found:
-            return ""
-        if len(found.get(b"format", b"")) != U32.size or len(found.get(b"segment_nbytes", b"")) != U64.size:
-            return "its meta records are incomplete"
-        stored = U32.unpack(found[b"format"])[0]
-        if stored != FORMAT:
+            found = {bytes(key): bytes(value) for key, value in txn.cursor()}
+        try:
+            return require_format(self._path, found)
+        except Unavailable:
             self._env.close()
-            raise Unavailable(
-                f"{self._path}: manifest format {stored}; this version reads and writes format {FORMAT} only"
-            )
-        return ""
+            raise
 
     def _get_meta(self, key: bytes) -> bytes | None:
         with self._env.begin(db=self._meta) as txn:
@@ -323,28 +273,6 @@ class _Transaction:
             raise ManifestError(str(error)) from error
 
 
-def pack_row(key: bytes, seq: int, entries: Entries) -> bytes:
-    """The value of a row. Its CRC-32 also covers the key, so that a row under a wrong key is malformed."""
-    body = entries.tobytes()
-    return ROW_HEAD.pack(seq, len(entries), row_crc(key, seq, len(entries), body)) + body
-
-
-def row_crc(key: bytes, seq: int, num_entries: int, body: bytes) -> int:
-    """What a row has to carry to be believed: CRC-32 of its key, its head and its body."""
-    return zlib.crc32(body, zlib.crc32(key + ROW_HEAD.pack(seq, num_entries, 0)))
-
-
-def unpack_row(key: bytes, value: bytes) -> Row | None:
-    """None for a malformed row."""
-    if len(key) != ROW_KEY.size or len(value) < ROW_HEAD.size:
-        return None
-    seq, num_entries, crc = ROW_HEAD.unpack_from(value)
-    body = value[ROW_HEAD.size :]
-    if len(body) != num_entries * ENTRY.itemsize or crc != row_crc(key, seq, num_entries, body):
-        return None
-    return Row(ROW_KEY.unpack(key)[1], seq, np.frombuffer(body, dtype=ENTRY))
-
-
 def read_rows(txn: lmdb.Transaction, db: Any, segment: int) -> tuple[list[Row], int]:
     """The good rows of a segment's latest opening by batch, and the number of malformed or older ones."""
     rows: list[Row] = []
@@ -371,6 +299,39 @@ def next_batch(txn: lmdb.Transaction, db: Any, segment: int) -> int:
         if found and cursor.key()[:4] == SEGMENT_KEY.pack(segment):
             return int(ROW_KEY.unpack(cursor.key())[1]) + 1
     return 0
+
+
+def read_records(path: Path, database: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Every record of one database, by key, without changing anything; none where there is no such database. For a
+    manifest without damage that nobody has open. Errors: Unavailable."""
+    options: dict[str, Any] = {"readonly": True, "lock": False, "create": False}
+    try:
+        with lmdb.open(str(path), max_dbs=4, lib_version=LMDB_LIBRARY, **options) as env, env.begin() as txn:
+            if txn.get(database) is None:
+                return
+            with txn.cursor(db=env.open_db(database, txn=txn, create=False)) as cursor:
+                for key, value in cursor:
+                    yield bytes(key), bytes(value)
+    except lmdb.Error as error:
+        raise Unavailable(f"{path}: the manifest cannot be read: {error}") from error
+
+
+def change_records(path: Path, changes: Iterable[tuple[bytes, bytes, bytes | None]]) -> None:
+    """Put, or with None delete, records: (database, key, value), in one durable transaction. For a manifest without
+    damage that nobody has open. Errors: Unavailable, and nothing is changed."""
+    map_nbytes = MAP_NBYTES_MIN + 2 * (path / "data.mdb").stat().st_size
+    try:
+        with lmdb.open(str(path), map_size=map_nbytes, max_dbs=4, mode=0o600, lib_version=LMDB_LIBRARY) as env:
+            names = (b"meta", b"rows", b"namespaces", b"usage")
+            databases = {name: env.open_db(name) for name in names}
+            with env.begin(write=True) as txn:
+                for name, key, value in changes:
+                    if value is None:
+                        txn.delete(key, db=databases[name])
+                    else:
+                        txn.put(key, value, db=databases[name])
+    except lmdb.Error as error:
+        raise Unavailable(f"{path}: the manifest cannot be changed: {error}") from error
 
 
 def find_damage(path: Path) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvstore.tiers.base import ENTRY, PLACE_NBYTES, Entries
-from kvstore.tiers.manifest import Row
+from kvstore.tiers.manifest_rows import Row
 
 
 def surviving_entries(rows: list[Row], pages_per_segment: int) -> tuple[Entries, int]:

@@ -41,11 +41,13 @@ class SegmentFiles:
 
     def existing(self, num_segments: int) -> set[int]:
         """The segments below `num_segments` that have a file of the right size."""
-        return {
-            int(path.stem)
-            for path in self._folder.glob("*.seg")
-            if path.stem.isdecimal() and int(path.stem) < num_segments and path.stat().st_size == self._segment_nbytes
-        }
+        found = set()
+        for path in self._folder.glob("*.seg"):
+            segment = int(path.stem) if path.stem.isdecimal() else num_segments
+            is_named_so = segment < num_segments and path.name == self.path(segment).name
+            if is_named_so and path.stat().st_size == self._segment_nbytes:
+                found.add(segment)
+        return found
 
     def remove_others(self, kept: set[int]) -> None:
         """Remove every segment file, also half-made ones, but those of `kept`. Errors: OSError."""

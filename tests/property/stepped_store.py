@@ -136,6 +136,8 @@ class HeldTier:
 class HeldDiskTier(HeldTier):
     """The same, durable."""
 
+    num_dropped = 0
+
     def namespaces(self) -> dict[int, str]:
         return dict(self._inner.namespaces())
 

@@ -292,6 +292,8 @@ class SimFar:
 
     # ---- restart ----
 
+    num_dropped = 0
+
     def namespaces(self) -> dict[int, str]:
         return dict(self._medium.names)
 

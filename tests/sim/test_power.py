@@ -18,10 +18,10 @@ import pytest
 
 from kvstore._core import blockio
 from kvstore.tiers import preparer
+from kvstore.tiers.changes import Clean, Forget
 from kvstore.tiers.disk import DiskTier
 from kvstore.tiers.disk_folder import DiskFolder
 from kvstore.tiers.journal import Journal
-from kvstore.tiers.manifest import Clean, Forget
 from kvstore.tiers.segment_files import SegmentFiles
 from sim.power import MIB, Device, Folder, Recorder
 from sim.power_load import CAPACITIES, Expected, Load, check

@@ -14,7 +14,9 @@ from disk_helpers import MIB, make_entries, open_tier, read, recover, recovered_
 
 from kvstore.errors import Unavailable
 from kvstore.tiers.base import ENTRY, Entries, Outcome
-from kvstore.tiers.manifest import USE, Clean, Forget, Manifest, Name, Put, Row, Use, find_damage, pack_row
+from kvstore.tiers.changes import Clean, Forget, Name, Put, Use
+from kvstore.tiers.manifest import Manifest, find_damage
+from kvstore.tiers.manifest_rows import USE, Row, pack_row
 from kvstore.tiers.recovery import last_uses, surviving_entries
 
 NBYTES = 8192
@@ -202,6 +204,36 @@ def test_any_flipped_bit_is_found_or_harmless(tmp_path: Path) -> None:
             continue
         assert {entry.tobytes() for entry in recover(tier)[1]} <= good, position
         tier.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        (b"segment_nbytes", struct.pack("<Q", MIB + 1)),
+        (b"segment_nbytes", struct.pack("<Q", 1 << 40)),
+        (b"segment_nbytes", None),
+        (b"seq", b"\xff" * 8),
+        (b"seq", b"\xff"),
+        (b"format", b""),
+    ],
+)
+def test_meta_records_that_cannot_be_are_damage(
+    tmp_path: Path, name: bytes, value: bytes | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    tier = open_tier(tmp_path)
+    write(tier, range(3), NBYTES)
+    tier.close()
+    with lmdb.open(str(tmp_path / "manifest"), max_dbs=4, lib_version=0) as env, env.begin(write=True) as txn:
+        meta = env.open_db(b"meta", txn=txn)
+        txn.put(name, value, db=meta) if value is not None else txn.delete(name, db=meta)
+    tier = open_tier(tmp_path)
+    assert "its meta records are" in caplog.text and tier.num_dropped == 1
+    assert recovered_seeds(tier) == []
+    write(tier, range(40), 10 * NBYTES)
+    tier.close()
+    tier = open_tier(tmp_path)
+    assert recovered_seeds(tier) == list(range(40)) and tier.num_dropped == 0
+    tier.close()
 
 
 def test_a_newer_format_is_refused_by_name_and_left_alone(tmp_path: Path) -> None:

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 import kvstore
-from kvstore.errors import InvalidRequest, Unavailable
+from kvstore.errors import Unavailable
 from kvstore.tiers.base import ENTRY
+from kvstore.tiers.changes import Put
 from kvstore.tiers.disk import DiskTier
 from kvstore.tiers.journal import Journal
-from kvstore.tiers.manifest import Put
 
 BLOCK_NBYTES = 65_536
 
@@ -27,14 +27,47 @@ def config_for(path):
     )
 
 
-def test_a_folder_is_free_again_after_opening_it_failed(tmp_path):
-    tier = DiskTier(tmp_path, capacity_nbytes=32 << 20)
-    tier.adopt(np.empty(0, np.uint32), np.empty(0, np.uint32))
-    tier.remember_namespace(1, '{"model":"m","block_nbytes":4096,"unheard_of":1}')
-    tier.close()
-    for _ in range(2):  # the second attempt hears of the namespace too, and not of a folder in use
-        with pytest.raises(InvalidRequest, match="unheard_of"):
+def test_a_folder_is_free_again_after_opening_it_failed(tmp_path, monkeypatch):
+    def refuse(tier):
+        raise Unavailable("the rows cannot be read")
+
+    monkeypatch.setattr(DiskTier, "recover", refuse)
+    for _ in range(2):  # the second attempt hears of the rows too, and not of a folder in use
+        with pytest.raises(Unavailable, match="the rows cannot be read"):
             kvstore.open(config_for(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (1, '{"model":"m","block_nbytes":4096,"unheard_of":1}'),
+        (1, "[" * 60_000),
+        (1, "\x00rubbish"),
+        (2, "{}"),
+        (0, kvstore.NamespaceSpec(model="zero", block_nbytes=4096).text()),
+        (70_000, kvstore.NamespaceSpec(model="high", block_nbytes=4096).text()),
+    ],
+)
+def test_a_namespace_that_cannot_be_read_costs_its_own_blocks_only(tmp_path, caplog, number, text):
+    tokens = np.arange(16 * 4, dtype=np.uint32)
+    blocks = np.ones((4, BLOCK_NBYTES), dtype=np.uint8)
+    specs = [kvstore.NamespaceSpec(model=model, block_nbytes=BLOCK_NBYTES) for model in ("lost", "kept")]
+    with kvstore.open(config_for(tmp_path)) as store:
+        for spec in specs:
+            namespace = store.namespace(spec)
+            namespace.put(namespace.keys(tokens), blocks)
+        assert store.flush()
+        store.far.remember_namespace(number, text)
+    held = [0 if number == lost else 4 for lost in (1, 2)]
+    for _ in range(2):
+        caplog.clear()
+        with kvstore.open(config_for(tmp_path)) as store:
+            assert f"namespace {number} on disk cannot be used" in caplog.text
+            dropped = store.stats()["tiers"]["disk"]["dropped"]
+            found = [store.namespace(spec) for spec in specs]
+            assert [namespace.match(namespace.keys(tokens)).num_blocks for namespace in found] == held
+            assert dropped == 8 - sum(held)
+            assert number not in store._specs, "blocks on disk still carry this number"
 
 
 @pytest.mark.timeout(60)
