@@ -59,15 +59,15 @@ def test_a_namespace_that_cannot_be_read_costs_its_own_blocks_only(tmp_path, cap
         assert store.flush()
         store.far.remember_namespace(number, text)
     held = [0 if number == lost else 4 for lost in (1, 2)]
-    for _ in range(2):
+    for num_lost in (8 - sum(held), 0):  # what a start does not take over is forgotten for good
         caplog.clear()
         with kvstore.open(config_for(tmp_path)) as store:
             assert f"namespace {number} on disk cannot be used" in caplog.text
             dropped = store.stats()["tiers"]["disk"]["dropped"]
             found = [store.namespace(spec) for spec in specs]
             assert [namespace.match(namespace.keys(tokens)).num_blocks for namespace in found] == held
-            assert dropped == 8 - sum(held)
-            assert number not in store._specs, "blocks on disk still carry this number"
+            assert dropped == num_lost
+            assert number not in store._specs
 
 
 @pytest.mark.timeout(60)
