@@ -12,7 +12,7 @@ MODULES = {
     "hash": ["sha256", "xxh3", "chain"],
     "transfer": ["copy"],
     "arena": ["memory", "slots"],
-    "index": ["index", "lru", "evict", "moves", "removal", "audit"],
+    "index": ["index", "adopt", "lru", "evict", "moves", "removal", "audit"],
     "lease": ["lease", "index", "lru"],
     "blockio": ["engine", "engine_queue", "transfer_op", "ring", "xxh3"],
     "clocked": ["clocked", "lease"],

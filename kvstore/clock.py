@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from concurrent.futures import Future, wait
+from concurrent.futures import Future
 from typing import Any, Protocol
 
 
@@ -33,4 +33,8 @@ class SystemClock:
 
     def wait(self, future: Future[Any], timeout_us: int | None) -> bool:
         """As Clock: blocks this thread."""
-        return bool(wait((future,), None if timeout_us is None else max(0, timeout_us) / 1e6).done)
+        try:
+            future.exception(None if timeout_us is None else max(0, timeout_us) / 1e6)
+        except TimeoutError:
+            return future.done()
+        return True

@@ -37,6 +37,11 @@ class Located:
     pieces: list[Piece]
     owner: Any
 
+    def rows(self, first: int, last: int) -> Located:
+        """The blocks from number `first` up to, not including, `last`."""
+        pieces = [Piece(piece.start, piece.nbytes, piece.addresses[first:last]) for piece in self.pieces]
+        return Located(self.what, last - first, pieces, self.owner)
+
     def require(self, num_blocks: int) -> Located:
         """InvalidRequest unless there are exactly so many: with more of them the first ones could be the wrong ones."""
         if self.num_blocks != num_blocks:

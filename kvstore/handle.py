@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from kvstore import copying, hashing
 from kvstore._core import index as core
-from kvstore._core.lease import STOP_BUSY, STOP_FULL
+from kvstore._core.lease import STOP_FULL
 from kvstore.arrays import NO_IDS, Ids, Keys
+from kvstore.arrivals import Arrivals
 from kvstore.block import BlockLayout, Match, PutResult
 from kvstore.checks import checked_keys, duration_us, whole_number
 from kvstore.copying import Located
@@ -26,23 +27,16 @@ from kvstore.tiers.base import Places
 if TYPE_CHECKING:
     from kvstore._core.arena import Arena, Window
     from kvstore._core.lease import Grip
-    from kvstore.mover import Transfer
     from kvstore.store import BlockStore
 
 PREFIX_GONE = "the blocks before it are not stored any more"
-ROUNDS_MAX = 1000  # of a lease that waits: each brings at least one batch nearer or ends it
-
-
-def _earlier(one_us: int | None, other_us: int) -> int:
-    """The earlier of two times, the first of which may be never (None)."""
-    return other_us if one_us is None else min(one_us, other_us)
 
 
 class Namespace:
     """Blocks of one NamespaceSpec in a store. Made by BlockStore.namespace; safe to use from several threads."""
 
     def __init__(self, store: BlockStore, number: int, spec: NamespaceSpec) -> None:
-        self._store, self._number, self.spec = store, number, spec
+        self._store, self.number, self.spec = store, number, spec
         self._seed = spec.digest()
         self._leases, self._index, self._mover, self._lock = store.leases, store.index, store.mover, store.lock
         self.arena: Arena = store.near.arena
@@ -66,14 +60,14 @@ class Namespace:
     def match(self, keys: Keys) -> Match:
         """The longest stored prefix of `keys`, where it lies, and how long it would take to read. Protects nothing."""
         self._store.check_open()
-        num_blocks, _, near = self._index.match(checked_keys(keys), self._number)
+        num_blocks, _, near = self._index.match(checked_keys(keys), self.number)
         far = num_blocks - near
         by_tier = {}
         if near:
             by_tier[self._store.near.name] = near
         if far:
             by_tier[self._store.far_name] = far
-        return Match(num_blocks, by_tier, self._mover.load_us(far, self._number) if far else 0)
+        return Match(num_blocks, by_tier, self._mover.load_us(far, self.number) if far else 0)
 
     def lease(self, keys: Keys, deadline_ms: float | None = None) -> Lease:
         """Protect the longest prefix of `keys` that is readable before the deadline (None: wait for all of it).
@@ -87,66 +81,22 @@ class Namespace:
             self._store.check_open()
         keys = checked_keys(keys)
         deadline_us = None if deadline_ms is None else self._deadline_us(deadline_ms)
-        grip = self._leases.acquire(keys, True, self._number)
+        grip = self._leases.acquire(keys, True, self.number)
         if grip.is_near:
             return Lease(self, grip, len(keys))
-        return self._lease_far(keys, grip, deadline_us)
+        arrivals = Arrivals(self, self._store, keys, grip, deadline_us)
+        while arrivals.next():
+            pass
+        return Lease(self, arrivals.grip, len(keys), arrivals.load_us, arrivals.num_promoted)
 
     def _deadline_us(self, deadline_ms: float | None) -> int | None:
         return None if deadline_ms is None else self._store.clock.now_us() + duration_us("deadline_ms", deadline_ms)
 
-    def _lease_far(self, keys: Keys, grip: Grip, deadline_us: int | None) -> Lease:
-        """The leased prefix goes on in the far tier (or an eviction was in the way): bring it near."""
-        clock = self._store.clock
-        room_us = clock.now_us() + self._store.put_wait_ms * 1000  # until then only blocks with a far copy make room
-        load_us = 0
-        num_near = grip.num_near
-        for _ in range(ROUNDS_MAX):
-            self._check_stop(grip, len(keys))
-            with self._lock:
-                if grip.stop == STOP_BUSY:
-                    grip = self._again(keys, grip)
-                    continue
-                far = grip.ids()[grip.num_near :]
-                now_us = clock.now_us()
-                # Who does not wait at all asks again later: what was begun for him must not end at once.
-                read_by_us = None if deadline_us is None or now_us >= deadline_us else deadline_us
-                started, waiting = self._promote(far, read_by_us, now_us >= room_us)
-                load_us = self._mover.load_us(len(far), self._number)
-            if not len(far) or waiting is None or (deadline_us is not None and now_us >= deadline_us):
-                break
-            for_room = started is None and now_us < room_us
-            until_us = _earlier(deadline_us, room_us) if for_room else deadline_us
-            in_time = clock.wait(waiting, None if until_us is None else until_us - now_us)
-            with self._lock:
-                self._mover.step()
-                grip = self._again(keys, grip)
-            if not (in_time or for_room) or (started is not None and not self._advanced(started)):
-                break
-        return Lease(self, grip, len(keys), load_us, grip.num_near - num_near)
-
-    def _again(self, keys: Keys, grip: Grip | None) -> Grip:
+    def lease_again(self, keys: Keys, grip: Grip | None) -> Grip:
         """Ask again. Caller holds the lock, so that nothing is evicted between the two leases."""
         if grip is not None:
             grip.release()
-        return self._leases.acquire(keys, counted=False, ns=self._number)
-
-    def _promote(
-        self, far: Ids, deadline_us: int | None, drop_unwritten: bool
-    ) -> tuple[Transfer | None, Future[Any] | None]:
-        """Start what can be started; the future to wait for, None when nothing can come."""
-        if not len(far):
-            return None, None
-        transfer = self._mover.promote(far, self._number, deadline_us, drop_unwritten=drop_unwritten)
-        waiting = transfer.future if transfer is not None else self._mover.progress()
-        if waiting is None and not drop_unwritten:  # no write-back is coming that could make room
-            return self._promote(far, deadline_us, True)
-        return transfer, waiting
-
-    @staticmethod
-    def _advanced(transfer: Transfer) -> bool:
-        """Did a promotion that is done bring its first block? If not, asking again would not help."""
-        return not transfer.future.done() or bool(transfer.future.result()[0] == 0)
+        return self._leases.acquire(keys, counted=False, ns=self.number)
 
     def get(self, keys: Keys, out: Any = None, deadline_ms: float | None = None) -> tuple[int, Any]:
         """Copy the leading readable blocks out: (how many, `out` or a new uint8 array (num_blocks, block_nbytes)).
@@ -154,13 +104,38 @@ class Namespace:
         `out`: a writable array of at least as many rows, or a list of buffers. Errors: as lease; InvalidRequest when
         `out` does not fit.
         """
+        if not self._store.is_open:
+            self._store.check_open()
         if out is not None:
             self.locate(out, None, None, writable=True)
-        with self.lease(keys, deadline_ms) as lease:
+        keys = checked_keys(keys)
+        deadline_us = None if deadline_ms is None else self._deadline_us(deadline_ms)
+        grip = self._leases.acquire(keys, True, self.number)
+        if not grip.is_near:
+            return self._get_far(keys, grip, out, deadline_us)
+        with Lease(self, grip, len(keys)) as lease:
             if out is None:
                 out = np.empty((lease.num_blocks, self.spec.block_nbytes), dtype=np.uint8)
             lease.copy_into(out)
             return lease.num_blocks, out
+
+    def _get_far(self, keys: Keys, grip: Grip, out: Any, deadline_us: int | None) -> tuple[int, Any]:
+        """Copy what is near while what follows it is still being read."""
+        made = np.empty((grip.num_blocks, self.spec.block_nbytes), dtype=np.uint8) if out is None else None
+        found = self.locate(out if made is None else made, None, None, writable=True)
+        arrivals = Arrivals(self, self._store, keys, grip, deadline_us)
+        num_copied = 0
+        try:
+            while arrivals.grip.num_near > num_copied or arrivals.next():
+                num_near = arrivals.grip.num_near
+                if num_near > num_copied:  # fewer are stored when some were removed meanwhile
+                    found = found.require_room(num_near)
+                    self.copy_out(arrivals.grip.near_places()[num_copied:num_near], found.rows(num_copied, num_near))
+                    num_copied = num_near
+        finally:
+            arrivals.leave()
+            arrivals.grip.release()
+        return num_copied, out if made is None else made[:num_copied]
 
     def prefetch(self, keys: Keys, tier: str = "host", deadline_ms: float | None = None) -> Future[Match]:
         """Start bringing the stored prefix near and return at once; the future's result is the Match then.
@@ -173,15 +148,15 @@ class Namespace:
         keys, deadline_us = checked_keys(keys), self._deadline_us(deadline_ms)
         answer: Future[Match] = Future()
         answer.set_running_or_notify_cancel()  # nobody can cancel what is under way
-        grip = self._leases.acquire(keys, counted=False, ns=self._number)
+        grip = self._leases.acquire(keys, counted=False, ns=self.number)
         with self._lock:
             far = grip.ids()[grip.num_near :]
-            transfer = self._mover.promote(far, self._number, deadline_us, drop_unwritten=True)
+            promotion = self._mover.promote(far, self.number, deadline_us, drop_unwritten=True)
         grip.release()
-        if transfer is None:
+        if promotion is None:
             self._answer(answer, keys)
         else:
-            transfer.settled.add_done_callback(lambda _: self._answer(answer, keys))
+            promotion.settled.add_done_callback(lambda _: self._answer(answer, keys))
         return answer
 
     def _answer(self, answer: Future[Match], keys: Keys) -> None:
@@ -215,8 +190,8 @@ class Namespace:
             while True:
                 with self._lock:
                     # Making room must not take away what this extends, nor what became stored since it was last asked.
-                    grip = self._again(keys, grip)
-                    self._check_stop(grip, len(keys))
+                    grip = self.lease_again(keys, grip)
+                    self.check_stop(grip, len(keys))
                     late = clock.now_us() >= deadline_us
                     granted, progress = self._try_reserve(keys, shard, late)
                 if granted is not None:
@@ -233,13 +208,13 @@ class Namespace:
         """One attempt; without success the future to wait for. `late`: take what is to be had."""
         store, mover = self._store, self._mover
         store.settle_locked()
-        wanted, plan, ids = self._index.plan(keys, shard, self._number)
-        fit = min(wanted, store.entries_room(wanted, self._number)) if wanted else 0
-        places = mover.room(self._number, fit, drop_unwritten=late) if fit else NO_IDS
+        wanted, plan, ids = self._index.plan(keys, shard, self.number)
+        fit = min(wanted, store.entries_room(wanted, self.number)) if wanted else 0
+        places = mover.room(self.number, fit, drop_unwritten=late) if fit else NO_IDS
         if len(places) < fit and not late:
             self._return(places)
             return None, mover.progress()
-        used = self._index.begin(keys, shard, self._number, plan, ids, places)
+        used = self._index.begin(keys, shard, self.number, plan, ids, places)
         if used < len(places):
             self._return(places[used:])
         positions, mine, own_places, words, present, refused = self._index.granted(plan, ids)
@@ -247,7 +222,8 @@ class Namespace:
         rejected = self._reasons(refused, fit < wanted) if refused else {}
         return Grant(positions, mine, own_places, present, rejected), None
 
-    def _check_stop(self, grip: Grip, num_keys: int) -> None:
+    def check_stop(self, grip: Grip, num_keys: int) -> None:
+        """Errors: LimitExceeded when the lease table had no room for all of the leases; they end then."""
         if grip.stop == STOP_FULL:
             grip.release()
             limit = self._leases.entries_max
@@ -307,7 +283,7 @@ class Namespace:
         self._store.check_open()
         keys = checked_keys(keys)
         with self._lock:  # an id that was looked up before may be another block's now
-            ids = self._index.find(keys, self._number)
+            ids = self._index.find(keys, self.number)
             removed = self._index.remove(ids[ids != core.NONE], core.REMOVED, self._store.clock.time_s())
             self._mover.reap()
         return int(removed)
@@ -316,7 +292,7 @@ class Namespace:
         """Remove every block of this namespace; returns how many went."""
         self._store.check_open()
         with self._lock:
-            removed = self._index.clear(self._number, self._store.clock.time_s())
+            removed = self._index.clear(self.number, self._store.clock.time_s())
             self._mover.reap()
         return int(removed)
 
@@ -325,7 +301,7 @@ class Namespace:
         self._store.check_open()
         keys = checked_keys(keys)
         with self._lock:
-            ids = self._index.find(keys, self._number)
+            ids = self._index.find(keys, self.number)
             ghosts = self._index.ghosts(keys)
             return [self._explain_one(int(i), *ghost) for i, ghost in zip(ids, ghosts, strict=True)]
 
@@ -377,7 +353,7 @@ class Namespace:
         """Make reserved parts count; returns how many blocks had been undone before. Errors: Unavailable."""
         with self._lock:
             self._store.check_open()
-            return self._store.commit(ids, shard, self._number)
+            return self._store.commit(ids, shard, self.number)
 
     def hold(self, ids: Ids) -> Grip:
         """Leases on reserved blocks, whatever becomes of the reservation. Errors: LimitExceeded."""
@@ -396,4 +372,4 @@ class Namespace:
                 self._store.settle_locked()
 
     def __repr__(self) -> str:
-        return f"<Namespace {self.spec.title!r}: {self._index.num_blocks(self._number)} blocks>"
+        return f"<Namespace {self.spec.title!r}: {self._index.num_blocks(self.number)} blocks>"

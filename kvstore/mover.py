@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from kvstore._core.index import Index
 from kvstore.arrays import Ids, Mask, Words, chosen
 from kvstore.carry import Carry
 from kvstore.clock import Clock
+from kvstore.promotion import Promoter, Promotion, Read
 from kvstore.space import Limits, Space
 from kvstore.tiers.base import ENTRY, Entries, Outcome, Outcomes, Places, Tier
 from kvstore.tiers.host import HostTier
@@ -37,8 +38,8 @@ BARREN_PAUSE_US = 1_000_000  # after a carry that moved nothing, before the next
 
 
 @dataclass(slots=True, eq=False)
-class Transfer:
-    """A batch under way between the tiers."""
+class Write:
+    """A batch under way to the far tier."""
 
     ids: Ids
     ns: int
@@ -48,7 +49,6 @@ class Transfer:
     window: Any
     future: Future[Outcomes]
     began_us: int
-    settled: Future[None] = field(default_factory=Future)
 
 
 class Mover(Space):
@@ -64,8 +64,8 @@ class Mover(Space):
         self._num_dirty = 0  # of _dirty and _failed
         self._failed: deque[tuple[Ids, Words, int]] = deque()  # go before _dirty once _writes is empty
         self._starving_us: int | None = None  # since when there is no far place for what is dirty, and no carry
-        self._writes: deque[Transfer] = deque()
-        self._reads: list[Transfer] = []
+        self._writes: deque[Write] = deque()
+        self._promoter = Promoter(self)
         self._write_ready_us = 0
         self._carry: Carry | None = None
         self._carry_ready_us = 0
@@ -166,14 +166,14 @@ class Mover(Space):
         entries = self.entries(ids, ns)
         window = self.near.arena.window(near_places, self.sizes[ns].block_nbytes, readonly=True)
         future = self.far.write(places, entries, window.views, None)
-        self._writes.append(Transfer(ids, ns, near_places, places, entries, window, future, now_us))
+        self._writes.append(Write(ids, ns, near_places, places, entries, window, future, now_us))
         nbytes = len(ids) * self.sizes[ns].slot_nbytes
         self._write_ready_us = policy.next_ready_us(
             self._write_ready_us, now_us, nbytes, self.limits.write_nbytes_per_s
         )
         future.add_done_callback(self.notice)
 
-    def notice(self, _future: Future[Any]) -> None:
+    def notice(self, _future: Future[Any] | None = None) -> None:
         """A tier finished something: step soon."""
         self._wake.set()
 
@@ -204,54 +204,14 @@ class Mover(Space):
 
     # ---- promotion: far to near, on demand ----
 
-    def promote(self, ids: Ids, ns: int, deadline_us: int | None, *, drop_unwritten: bool) -> Transfer | None:
-        """Start reading far blocks into near places: as many leading ones as there is room and queue for."""
-        if self.far is None or not self.far.usage().healthy:
-            return None
-        queue = self.limits.promote_queue_blocks - sum(len(read.ids) for read in self._reads)
-        ids = ids[: max(0, queue)]
-        ids = ids[chosen(self.index.promote_mark(ids))]
-        if not len(ids):
-            return None
-        places = self.room(ns, len(ids), drop_unwritten=drop_unwritten)
-        if len(places) < len(ids):
-            self._unpromote(ids[len(places) :])
-            ids = ids[: len(places)]
-        if not len(ids):
-            return None
-        _, far_places, checksums, _, _ = self.index.describe(ids)
-        sizes = self.sizes[ns]
-        window = self.near.arena.window(places, sizes.block_nbytes, readonly=False)
-        future = self.far.read(far_places, checksums, window.views, deadline_us)
-        read = Transfer(ids, ns, places, far_places, np.empty(0, ENTRY), window, future, self.clock.now_us())
-        self._reads.append(read)
-        self._reading_nbytes += len(ids) * sizes.slot_nbytes
-        future.add_done_callback(self.notice)
-        return read
+    def promote(self, ids: Ids, ns: int, deadline_us: int | None, *, drop_unwritten: bool) -> Promotion | None:
+        """Start reading far blocks into near places: as many leading ones as there is room and queue for, in pieces, so
+        that the first can be used while the last are still under way."""
+        return self._promoter.promote(ids, ns, deadline_us, drop_unwritten=drop_unwritten)
 
-    def _unpromote(self, ids: Ids) -> None:
-        nothing = np.zeros(len(ids), dtype=np.uint8)
-        self.index.promote_unmark(ids, np.zeros(len(ids), dtype=np.uint32), nothing)
-
-    def _settle_reads(self) -> None:
-        for read in [read for read in self._reads if read.future.done()]:
-            self._reads.remove(read)
-            outcomes = read.future.result()
-            read.window.close()
-            sizes = self.sizes[read.ns]
-            self._reading_nbytes -= len(read.ids) * sizes.slot_nbytes
-            ok: Mask = (outcomes == Outcome.OK).astype(np.uint8)
-            kept = chosen(self.index.promote_unmark(read.ids, read.near_places, ok))
-            if not kept.all():
-                self.near.free(read.near_places[~kept], sizes.block_nbytes)
-            self.rotten(read.ids[outcomes == Outcome.CORRUPT])
-            self.failed_reads += int((outcomes != Outcome.OK).sum())
-            self.promoted_blocks += int(kept.sum())
-            if ok.any():
-                nbytes = int(ok.sum()) * sizes.block_nbytes
-                self.read_bandwidth.record(nbytes, read.began_us, self.clock.now_us())
-            read.settled.set_result(None)
-            self.made_progress()
+    def settle(self, read: Read) -> None:
+        """Make what a read that is done has brought count, unless somebody did so before."""
+        self._promoter.settle(read)
 
     def rotten(self, ids: Ids) -> None:
         """Blocks whose far copy is damaged: they, and what extends them, are gone and never come back."""
@@ -262,7 +222,7 @@ class Mover(Space):
 
     def load_us(self, num_blocks: int, ns: int) -> int:
         """Estimate until `num_blocks` more far blocks are near: the queue and they, at the measured bandwidth."""
-        nbytes = num_blocks * self.sizes[ns].block_nbytes + self._reading_nbytes
+        nbytes = num_blocks * self.sizes[ns].block_nbytes + self.reading_nbytes
         return self.read_bandwidth.estimate_us(nbytes) if num_blocks else 0
 
     # ---- recycling of far space ----
@@ -279,7 +239,7 @@ class Mover(Space):
     def step(self) -> None:
         """Settle what is done, start what is allowed. Never waits."""
         now_us = self.clock.now_us()
-        self._settle_reads()
+        self._promoter.step()
         self._settle_writes()
         self.chore()
         self.index.drain()
@@ -300,16 +260,24 @@ class Mover(Space):
         progress, self._progress, self._awaited = self._progress, Future(), False
         progress.set_result(None)
 
+    @property
+    def is_awaited(self) -> bool:
+        """Does somebody wait for progress?"""
+        return self._awaited
+
     def progress(self) -> Future[None] | None:
         """Done when the next batch settles, or when it turns out that none will; None when nothing is under way or
         queued that could."""
-        busy = self._writes or self._reads or self._carry is not None
+        busy = self._writes or self._promoter.num_reads or self._carry is not None
         starved = self._far_full or (
             self._starving_us is not None and self.clock.now_us() - self._starving_us >= STARVED_US
         )
         may = self.far is not None and self._dirty and not starved and self.far.usage().healthy
-        self._awaited = bool(busy or may)
-        return self._progress if self._awaited else None
+        if not (busy or may):
+            return None  # whoever waits already is told by the next step
+        self._awaited = True
+        self._promoter.hurry()
+        return self._progress
 
     def start(self) -> None:
         """Step in a thread of its own from now on."""
@@ -338,14 +306,14 @@ class Mover(Space):
     def flush(self, deadline_us: int | None) -> bool:
         """Write back everything that is queued, and let the far tier forget what was removed, also what is being read
         or carried; False when that did not end before the deadline, or cannot."""
-        holding: list[Transfer | Carry] | None = None
+        holding: set[Read | Carry] | None = None
         while True:
             with self.lock:
                 self.step()
-                under_way = [*self._reads, self._carry]
+                under_way = self._promoter.reads | ({self._carry} if self._carry is not None else set())
                 if holding is None:  # what begins later cannot hold what is removed by now
-                    holding = [item for item in under_way if item is not None] if self.index.num_removed else []
-                holding = [item for item in holding if item in under_way]
+                    holding = under_way if self.index.num_removed else set()
+                holding = holding & under_way
                 if not self._dirty and not self._writes and not holding:
                     self.reap()
                     return True
@@ -358,14 +326,14 @@ class Mover(Space):
     @property
     def num_views(self) -> int:
         """Views of near blocks that transfers under way hold."""
-        return sum(len(transfer.ids) for transfer in (*self._writes, *self._reads))
+        return sum(len(write.ids) for write in self._writes) + self._promoter.num_blocks
 
     def stats(self) -> dict[str, Any]:
         """Counters of all movement."""
         return {
             "queued_blocks": self._num_dirty,
             "writes_under_way": len(self._writes),
-            "reads_under_way": len(self._reads),
+            "reads_under_way": self._promoter.num_reads,
             "written_blocks": self.written_blocks,
             "promoted_blocks": self.promoted_blocks,
             "carried_blocks": self.carried_blocks,

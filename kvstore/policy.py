@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 BATCH_BLOCKS = 256  # what one scan of the lease tables is spread over (csrc/c/evict.h)
+READ_NBYTES = 4 << 20  # of a promotion's pieces
 SPARE_SHARE = 1024  # the spare slots of a tier are at most this part of it, so that small stores stay exact
 
 
@@ -20,6 +21,12 @@ def evict_nbytes(used_nbytes: int, wanted_nbytes: int, capacity_nbytes: int, spa
     """How much has to go so that `wanted_nbytes` more fit: nothing while the spare lasts, then down to capacity."""
     after = used_nbytes + wanted_nbytes
     return after - capacity_nbytes if after > capacity_nbytes + spare else 0
+
+
+def read_blocks(slot_nbytes: int) -> int:
+    """How many blocks of a promotion are read as one piece: a reader waits for a whole piece, and what is paid for each
+    must not show beside its I/O."""
+    return max(1, READ_NBYTES // slot_nbytes)
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,12 +51,12 @@ class Space:
         self.index, self.near, self.far, self.clock, self.limits = index, near, far, clock, limits
         self.sizes: dict[int, Sizes] = {}
         self._far_full = False  # and nothing there can go: every block is near too, or leased
-        self._reading_nbytes = 0  # of near slots that are being filled from the far tier
+        self.reading_nbytes = 0  # of near slots that are being filled from the far tier
 
     @property
     def near_used_nbytes(self) -> int:
         """Bytes of near slots that are stored, reserved, or being filled from the far tier."""
-        return int(self.index.near_nbytes) + self._reading_nbytes
+        return int(self.index.near_nbytes) + self.reading_nbytes
 
     def room(self, ns: int, num_blocks: int, *, drop_unwritten: bool) -> Places:
         """Near places for up to `num_blocks` blocks of a namespace, evicting as needed.

@@ -22,13 +22,15 @@ from kvstore.handle import Namespace
 from kvstore.mover import Mover
 from kvstore.namespace import NamespaceSpec
 from kvstore.space import Sizes, slot_nbytes
-from kvstore.tiers.base import ENTRY, PLACE_NBYTES, DurableTier, Entries, Places, Tier
+from kvstore.tiers.base import PLACE_NBYTES, DurableTier, Entries, Places, Tier
 from kvstore.tiers.host import HostTier
 
 log = logging.getLogger("kvstore")
 
 NAMESPACES_MAX = 65_535
 CLOSE_FLUSH_MS = 30_000
+
+Adopted = tuple[Places, NDArray[np.uint32], NDArray[np.uint32], Ids]  # places, sizes, last uses, ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,20 +42,21 @@ class Recovered:
     last_used_s: NDArray[np.uint32]
 
     @classmethod
-    def joined(cls, parts: list[tuple[Places, Entries, NDArray[np.uint32]]]) -> Recovered:
-        """All parts behind one another."""
-        if not parts:
-            return cls(np.empty(0, np.uint32), np.empty(0, ENTRY), np.empty(0, np.uint32))
-        return cls(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+    def joined(cls, parts: list[Recovered]) -> Recovered:
+        """All parts, at least one, behind one another."""
+        columns = ((part.places, part.entries, part.last_used_s) for part in parts)
+        return cls(*(np.concatenate(column) for column in zip(*columns, strict=True)))
 
     def only(self, which: NDArray[np.bool_]) -> Recovered:
         """The blocks that a mask picks."""
         return Recovered(self.places[which], self.entries[which], self.last_used_s[which])
 
-    def plus(self, other: Recovered) -> Recovered:
-        """These blocks, then the other ones."""
-        both = [(one.places, one.entries, one.last_used_s) for one in (self, other)]
-        return Recovered.joined(both)
+    def of(self, block_nbytes: NDArray[np.uint32]) -> Recovered:
+        """The blocks that have the size which their namespace has in `block_nbytes`, by number; 0: there is none."""
+        numbers = self.entries["namespace"]
+        known = np.minimum(numbers, len(block_nbytes) - 1)
+        fit = (known == numbers) & (block_nbytes[known] == self.entries["nbytes"])
+        return self if fit.all() else self.only(fit)
 
 
 class BlockStore:
@@ -150,26 +153,26 @@ class BlockStore:
         """Bring back what an earlier run left: namespaces, blocks (parents before children), their order."""
         for number, text in far.namespaces().items():
             self._recover_namespace(number, text)
-        recovered = list(far.recover())
-        rest = Recovered.joined(recovered)
-        known = self._of_known_namespaces(rest)
-        self.num_dropped = len(known) - int(known.sum())
+        block_nbytes = np.zeros(max(self._specs, default=0) + 1, dtype=np.uint32)
+        for number, spec in self._specs.items():
+            block_nbytes[number] = spec.block_nbytes
+        empty = np.empty(0, dtype=np.uint32)
+        adopted: list[Adopted] = [(empty, empty, empty, empty)]
+        rest: list[Recovered] = []
+        for part in far.recover():
+            found = Recovered(*part)
+            known = found.of(block_nbytes)
+            self.num_dropped += len(found.places) - len(known.places)
+            self._adopt(known, adopted, rest)
         if self.num_dropped:
             log.warning("%d blocks on disk are left out: their namespace is not known", self.num_dropped)
-        rest = rest.only(known)
-        live = Recovered.joined([])
-        ids: Ids = np.empty(0, dtype=np.uint32)
-        while len(rest.places):
-            given = self._adopt(rest)
-            taken = given != core.NONE
-            if not taken.any():
-                break  # the parents of these did not come back
-            live, ids = live.plus(rest.only(taken)), np.concatenate([ids, given[taken]])
-            rest = rest.only(~taken)
-        far.adopt(live.places, np.ascontiguousarray(live.entries["nbytes"]))
-        # Least recently used first; of blocks used in the same second, children (adopted later) before parents.
-        order = np.lexsort((-np.arange(len(ids)), live.last_used_s))
-        self.index.reorder_far(ids[order])
+        if rest:  # their parents lie in a later part, or did not come back
+            self._adopt(Recovered.joined(rest), adopted, [])
+        places, nbytes, last_used_s, ids = (np.concatenate(column) for column in zip(*adopted, strict=True))
+        far.adopt(places, nbytes)
+        # Least recently used first; of blocks used in the same second, children before parents: a new index numbers
+        # blocks in the order in which it takes them in, parents first.
+        self.index.reorder_far(ids[np.lexsort((-ids.astype(np.int64), last_used_s))])
 
     def _recover_namespace(self, number: int, text: str) -> None:
         """What cannot be read costs its own blocks and nothing else."""
@@ -181,19 +184,15 @@ class BlockStore:
             self._unreadable.add(number)
             log.warning("namespace %d on disk cannot be used, nor can its blocks: %s", number, error)
 
-    def _of_known_namespaces(self, found: Recovered) -> NDArray[np.bool_]:
-        known = np.zeros(len(found.places), dtype=np.bool_)
-        for number, spec in self._specs.items():
-            known |= (found.entries["namespace"] == number) & (found.entries["nbytes"] == spec.block_nbytes)
-        return known
-
-    def _adopt(self, found: Recovered) -> Ids:
+    def _adopt(self, found: Recovered, adopted: list[Adopted], rest: list[Recovered]) -> None:
+        """Into the index; what was taken in goes to `adopted` as columns, what was not to `rest`."""
         rows = found.entries
-        key, parent, namespace, checksum = (
-            np.ascontiguousarray(rows[name]) for name in ("key", "parent", "namespace", "checksum")
-        )
-        ids: Ids = self.index.adopt(key, parent, namespace, found.places, checksum)
-        return ids
+        ids = self.index.adopt(rows["key"], rows["parent"], rows["namespace"], found.places, rows["checksum"])
+        taken = ids != core.NONE
+        if not taken.all():
+            rest.append(found.only(~taken))
+            found, ids = found.only(taken), ids[taken]
+        adopted.append((found.places, np.ascontiguousarray(found.entries["nbytes"]), found.last_used_s, ids))
 
     # ---- what Namespace asks for; caller holds the lock unless it says otherwise ----
 

@@ -390,6 +390,9 @@ class DiskTier:
 
     def _judge(self, breaker: Breaker, result: Result, verb: str) -> None:
         """Tell a breaker how a transfer went. Caller holds the lock."""
+        if not result.outcomes.any():  # nearly always; OK is 0
+            breaker.succeed()
+            return
         failed = np.flatnonzero(result.outcomes == Outcome.IO_ERROR)
         if failed.size:
             breaker.fail(f"{verb}: {os.strerror(int(result.errnos[failed[0]]))}", self._clock_us())

@@ -71,7 +71,7 @@ class DiskIO:
 
     def submit(self, transfer: Transfer) -> Future[Outcomes]:
         """Begin a transfer; never blocks on the file system."""
-        segments = np.unique(transfer.places // PLACES_PER_SEGMENT).tolist()
+        segments = sorted(set((transfer.places // PLACES_PER_SEGMENT).tolist()))
         taken = self._files.take_open(segments)
         if taken is None:
             self._opener.submit(self._open_and_begin, transfer, segments)
@@ -117,9 +117,10 @@ class DiskIO:
         while (batch := self._engine.take()) is not None:
             transfer, fds = batch.owner
             batch.owner = None
-            unopened = (fds < 0) & (batch.outcomes == Outcome.IO_ERROR)
-            batch.errnos[unopened] = -fds[unopened]
             refused = frozenset(number for number, fd in transfer.descriptors.items() if fd < 0)
+            if refused:
+                unopened = (fds < 0) & (batch.outcomes == Outcome.IO_ERROR)
+                batch.errnos[unopened] = -fds[unopened]
             self._end(transfer, Result(batch.outcomes, batch.checksums, batch.errnos, refused))
 
     def _end(self, transfer: Transfer, result: Result) -> None:

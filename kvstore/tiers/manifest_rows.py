@@ -41,7 +41,7 @@ def pack_row(key: bytes, seq: int, entries: Entries) -> bytes:
     return ROW_HEAD.pack(seq, len(entries), row_crc(key, seq, len(entries), body)) + body
 
 
-def row_crc(key: bytes, seq: int, num_entries: int, body: bytes) -> int:
+def row_crc(key: bytes, seq: int, num_entries: int, body: bytes | memoryview) -> int:
     """What a row has to carry to be believed: CRC-32 of its key, its head and its body."""
     return zlib.crc32(body, zlib.crc32(key + ROW_HEAD.pack(seq, num_entries, 0)))
 
@@ -51,7 +51,7 @@ def unpack_row(key: bytes, value: bytes) -> Row | None:
     if len(key) != ROW_KEY.size or len(value) < ROW_HEAD.size:
         return None
     seq, num_entries, crc = ROW_HEAD.unpack_from(value)
-    body = value[ROW_HEAD.size :]
+    body = memoryview(value)[ROW_HEAD.size :]
     if len(body) != num_entries * ENTRY.itemsize or crc != row_crc(key, seq, num_entries, body):
         return None
     return Row(ROW_KEY.unpack(key)[1], seq, np.frombuffer(body, dtype=ENTRY))

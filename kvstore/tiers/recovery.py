@@ -20,13 +20,21 @@ def surviving_entries(rows: list[Row], pages_per_segment: int) -> tuple[Entries,
     """
     if not rows:
         return np.empty(0, dtype=ENTRY), 0
-    entries = np.concatenate([row.entries for row in rows])
+    entries = joined([row.entries for row in rows])
     starts = entries["offset"].astype(np.int64)
     ends = starts + -(-entries["nbytes"].astype(np.int64) // PLACE_NBYTES)
+    if (ends > starts).all() and (ends[:-1] <= starts[1:]).all() and ends[-1] <= pages_per_segment:
+        return entries, 0  # as a segment is filled: front to back
     inside = (ends > starts) & (ends <= pages_per_segment)
     order = np.flatnonzero(inside)[np.argsort(starts[inside], kind="stable")]
     usable = order[~overlapping(starts[order], ends[order])]
     return entries[usable], len(entries) - len(usable)
+
+
+def joined(parts: list[Entries]) -> Entries:
+    """All parts behind one another, in memory of their own."""
+    # As plain bytes: numpy compares the fields of structured arrays one by one, for each part.
+    return np.concatenate([part.view(f"V{ENTRY.itemsize}") for part in parts]).view(ENTRY)
 
 
 def overlapping(starts: NDArray[np.int64], ends: NDArray[np.int64]) -> NDArray[np.bool_]:

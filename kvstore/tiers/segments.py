@@ -333,5 +333,11 @@ class SegmentTable:
 def by_segment(places: Places) -> Iterator[tuple[int, NDArray[np.int64]]]:
     """Per segment that `places` touch: its number and the positions of its places."""
     segments = places // PLACES_PER_SEGMENT
-    for segment in np.unique(segments).tolist():
-        yield segment, np.flatnonzero(segments == segment)
+    if segments.size == 0:
+        return
+    if segments[0] == segments[-1] and (segments == segments[0]).all():  # nearly always
+        yield int(segments[0]), np.arange(segments.size)
+        return
+    order = np.argsort(segments, kind="stable")
+    for positions in np.split(order, np.flatnonzero(np.diff(segments[order])) + 1):
+        yield int(segments[positions[0]]), positions

@@ -72,7 +72,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     def is_alone(self, ns: int) -> bool:
         """Every place in memory is of this namespace's size, and no block of it is being written."""
-        others = sum(space._index.num_blocks(space._number) for space in self.spaces if space is not self.spaces[ns])
+        others = sum(space._index.num_blocks(space.number) for space in self.spaces if space is not self.spaces[ns])
         counts = self.store.index.counts()
         return not others and not counts["writing"] and not counts["removed_pending"]
 

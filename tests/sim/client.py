@@ -138,6 +138,14 @@ class Client:
     def get(self, deadline_ms: int | None) -> None:
         space = self._space()
         keys = self._keys(space)
+        if self._rng.random() < 0.5:
+            began_us = self._world.clock.now_us()
+            num_blocks, blocks = space.handle.get(keys, deadline_ms=deadline_ms)
+            self._in_time(began_us, deadline_ms)
+            assert num_blocks == len(blocks)
+            self._world.note(f"  got {num_blocks} of {len(keys)}")
+            space.check(keys, blocks)
+            return
         with self._lease(space, keys, deadline_ms) as lease:
             out = np.empty((lease.num_blocks, space.spec.block_nbytes), dtype=np.uint8)
             lease.copy_into(out)

@@ -16,7 +16,7 @@ from random import Random
 
 import numpy as np
 
-from kvstore import carry
+from kvstore import carry, policy
 from kvstore._core import index as core
 from kvstore._core.index import Index
 from kvstore._core.lease import LeaseTable
@@ -55,6 +55,7 @@ class World:
         self.clock.locked = lambda: self.lock.held
         self.shape, self.faults = Shape.drawn(self._rng), draw_faults(self._rng)
         carry.CARRY_NBYTES = self._rng.choice((8 << 10, 8 << 20))
+        policy.READ_NBYTES = self._rng.choice((4 << 10, 16 << 10, 4 << 20))
         self.medium = Medium(self.shape.geometry)
         self.spaces = draw_spaces(self._rng)
         self.few_leases = self.shape.leases_max < LEASES_MAX

@@ -74,13 +74,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     # movement: knows the contract of the tiers, and the host tier because its arena is what blocks move through
     "space": {"_core.index", "clock", "policy", "tiers.base", "tiers.host"},
     "carry": {"_core.index", "tiers.base"},
-    "mover": {"_core.index", "carry", "clock", "policy", "space", "tiers.base", "tiers.host"},
+    "promotion": {"policy", "tiers.base"},
+    "mover": {"_core.index", "carry", "clock", "policy", "promotion", "space", "tiers.base", "tiers.host"},
     # the verbs
     "explain": {"_core.index"},
     "lease": {"copying"},
     "room": {"tiers.base"},
+    "arrivals": {"_core.lease", "tiers.base"},
     "handle": {
-        *("_core.index", "_core.lease", "checks", "copying", "explain", "hashing", "lease", "namespace"),
+        *("_core.index", "arrivals", "_core.lease", "checks", "copying", "explain", "hashing", "lease", "namespace"),
         *("room", "tiers.base"),
     },
     "store": {
@@ -135,6 +137,8 @@ MAY_IMPORT: dict[str, set[str]] = {
 # What annotations may name upwards, under TYPE_CHECKING only: objects that are handed in.
 MAY_NAME: dict[str, set[str]] = {
     "carry": {"mover"},
+    "promotion": {"carry", "mover"},
+    "arrivals": {"_core.lease", "handle", "promotion", "store"},
     "lease": {"_core.arena", "_core.lease", "handle"},
     "room": {"_core.arena", "_core.lease", "handle", "tiers.base"},
     "handle": {"_core.arena", "_core.lease", "mover", "store"},

@@ -325,14 +325,17 @@ def test_removed_blocks_keep_their_memory_until_the_last_lease(index, leases):
     assert len(index.reap()[0][2]) == 3 and index.num_removed == 0
 
 
-def test_adopted_blocks_need_their_parents(index):
+def test_adopted_blocks_need_their_parents_in_any_order(index):
     keys = random_keys(4)
     parents = np.vstack([np.zeros((1, 32), np.uint8), keys[:3]])
     columns = np.ones(4, np.uint32), np.arange(4, dtype=np.uint32), np.zeros(4, np.uint64)
-    order = [0, 2, 1, 3]
+    order = [3, 0, 2, 1]
     ids = index.adopt(keys[order], parents[order], *columns)
-    assert (ids != core.NONE).tolist() == [True, False, True, False]
-    assert index.match(keys) == (2, 0, 0)
+    assert (ids != core.NONE).all()
+    assert index.match(keys) == (4, 0, 0)
+    other = random_keys(3, seed=1)
+    ids = index.adopt(other[1:], other[:2], *(column[:2] for column in columns))
+    assert (ids == core.NONE).all() and index.match(other[1:])[0] == 0 and index.check() == 0
 
 
 def test_carried_blocks_keep_their_old_copy_until_the_end(index):

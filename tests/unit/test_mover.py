@@ -399,3 +399,15 @@ def test_carrying_moves_what_lives_and_keeps_it_readable(tmp_path):
         assert all(all_right(keys, out) for keys, (_, out) in zip(kept, found, strict=True))
         assert np.unique(np.concatenate(kept), axis=0).shape[0] == 8 * len(kept)
         store.check()
+
+
+def test_who_waits_for_progress_is_told_that_none_will_come_whoever_asked_meanwhile(make, far):
+    store, ns = make(8)
+    put_chain(ns, 2)
+    with store.lock:  # queued for their write-back; nothing is under way
+        progress = store.mover.progress()
+        assert progress is not None and not progress.done()
+        far.ill = "gone"
+        assert store.mover.progress() is None
+        store.mover.step()
+    assert progress.done()

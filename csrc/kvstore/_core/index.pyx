@@ -5,7 +5,6 @@ Ids, places and namespaces cross here as numpy arrays; one call handles one batc
 
 from cpython.buffer cimport PyBUF_C_CONTIGUOUS, PyBUF_FORMAT, PyBUF_ND, PyBuffer_Release, PyObject_GetBuffer
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
-from libc.string cimport memset
 
 import errno as _errno
 import os
@@ -291,24 +290,33 @@ cdef class Index:
         if view.shape[0]:
             kv_index_abandon(&self._index, &view[0], <uint32_t>view.shape[0], shard)
 
-    def adopt(self, const uint8_t[:, ::1] keys, const uint8_t[:, ::1] parents, const uint32_t[::1] namespaces,
-              const uint32_t[::1] places, const uint64_t[::1] checksums):
-        """Take recovered blocks in, parents before children. Returns their ids: NONE where the parent is absent,
-        the key is there already, or the index is full."""
-        cdef Py_ssize_t i, num = keys.shape[0]
-        cdef uint32_t parent
-        out = np.full(num, KV_NONE, dtype=np.uint32)
+    def adopt(self, const uint8_t[:, :] keys, const uint8_t[:, :] parents, const uint32_t[:] namespaces,
+              const uint32_t[:] places, const uint64_t[:] checksums):
+        """Take recovered blocks in, in any order; columns may be fields of a table. Returns their ids: NONE where the
+        parent is neither there nor among them, the key is there already, or the index is full."""
+        cdef Py_ssize_t num = keys.shape[0]
+        cdef kv_found found
+        cdef int code
+        if not num == parents.shape[0] == namespaces.shape[0] == places.shape[0] == checksums.shape[0]:
+            raise InvalidRequest(f"adopt wants columns of one length, not of {num} keys and others")
+        out = np.empty(num, dtype=np.uint32)
         cdef uint32_t[::1] ids = out
-        cdef uint8_t[32] root
-        memset(root, 0, 32)
-        for i in range(num):
-            parent = KV_NONE
-            if bytes(parents[i, :32]) != root[:32]:
-                parent = kv_index_find(&self._index, &parents[i, 0])
-                if parent == KV_NONE:
-                    continue
-            ids[i] = kv_index_adopt(&self._index, &keys[i, 0], parent, <uint16_t>namespaces[i], places[i],
-                                    checksums[i])
+        if num == 0:
+            return out
+        for name, width, stride in (("keys", keys.shape[1], keys.strides[1]), ("parents", parents.shape[1],
+                                                                               parents.strides[1])):
+            if width != KV_KEY_NBYTES or stride != 1:
+                raise InvalidRequest(f"{name} must be uint8 (num_blocks, {KEY_NBYTES}), each key in one piece")
+        found.num_rows = <uint32_t>num
+        found.keys.first, found.keys.stride = <const char *>&keys[0, 0], keys.strides[0]
+        found.parents.first, found.parents.stride = <const char *>&parents[0, 0], parents.strides[0]
+        found.namespaces.first, found.namespaces.stride = <const char *>&namespaces[0], namespaces.strides[0]
+        found.places.first, found.places.stride = <const char *>&places[0], places.strides[0]
+        found.checksums.first, found.checksums.stride = <const char *>&checksums[0], checksums.strides[0]
+        with nogil:
+            code = kv_index_adopt_all(&self._index, &found, &ids[0])
+        if code < 0:
+            raise MemoryError(f"no memory to put {num} recovered blocks in order")
         return out
 
     def reorder_far(self, ids):

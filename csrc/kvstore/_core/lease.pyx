@@ -9,6 +9,7 @@ import numpy as np
 
 from kvstore.errors import InvalidRequest, LimitExceeded, Unavailable
 
+cdef uint8_t VALID = 2
 STOP_END, STOP_MISS, STOP_BUSY, STOP_FULL = KV_STOP_END, KV_STOP_MISS, KV_STOP_BUSY, KV_STOP_FULL
 
 
@@ -37,6 +38,17 @@ cdef class Grip:
         if self._held.num_blocks:
             kv_lease_ids(&self._table._table, &self._held, &view[0])
         return out
+
+    def advance(self):
+        """Count the leading near blocks anew: leased ones only come nearer. False when the block behind them is not
+        stored any more. The caller holds the store's lock."""
+        cdef uint32_t[::1] view = self.ids()
+        cdef kv_index *index = &self._table._index._index
+        while self.num_near < self.num_blocks and kv_is_near(&index.records[view[self.num_near]]):
+            self.num_near += 1
+        if self.num_near == self.num_blocks:
+            return True
+        return <uint8_t>kv_record_word(&index.records[view[self.num_near]]) == VALID
 
     def near_places(self):
         """Places of the leading near blocks as they are now, uint32 (num,)."""

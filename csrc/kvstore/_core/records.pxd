@@ -65,8 +65,6 @@ cdef extern from "index.h" nogil:
     uint32_t kv_index_commit(kv_index *index, const uint32_t *ids, uint32_t num_ids, uint32_t shard,
                              uint8_t *committed, uint32_t *published)
     void kv_index_abandon(kv_index *index, const uint32_t *ids, uint32_t num_ids, uint32_t shard)
-    uint32_t kv_index_adopt(kv_index *index, const uint8_t *key, uint32_t parent, uint16_t ns, uint32_t far,
-                            uint64_t checksum)
     uint32_t kv_index_remove(kv_index *index, const uint32_t *ids, uint32_t num_ids, kv_reason reason)
     uint32_t kv_index_clear(kv_index *index, uint16_t ns)
     uint32_t kv_index_in_range(const kv_index *index, kv_tier tier, uint32_t first, uint32_t last, uint32_t *ids,
@@ -77,6 +75,20 @@ cdef extern from "index.h" nogil:
     uint64_t kv_record_word(const kv_record *record)
     uint32_t kv_record_place(const kv_record *record)
     void kv_record_key(const kv_record *record, uint8_t *key)
+
+
+cdef extern from "adopt.h" nogil:
+    ctypedef struct kv_column:
+        const char *first
+        ptrdiff_t stride
+    ctypedef struct kv_found:
+        uint32_t num_rows
+        kv_column keys
+        kv_column parents
+        kv_column namespaces
+        kv_column places
+        kv_column checksums
+    int kv_index_adopt_all(kv_index *index, const kv_found *found, uint32_t *ids)
 
 cdef extern from "policy.h" nogil:
     ctypedef struct kv_policy:

@@ -1,0 +1,110 @@
+#include "adopt.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define AHEAD 16 /* rows between the prefetch of a bucket and its use */
+
+/* Rows whose parent is not there yet, in buckets by the parent's key. */
+typedef struct {
+    uint32_t *heads; /* per bucket a list of rows through `next`, the latest first; NULL until a row waits */
+    uint32_t *next;
+    uint64_t mask;
+} kv_waiting;
+
+static const uint8_t *key_at(const kv_column *column, uint32_t row) {
+    return (const uint8_t *)column->first + row * column->stride;
+}
+
+static uint32_t u32_at(const kv_column *column, uint32_t row) {
+    uint32_t value;
+    memcpy(&value, column->first + row * column->stride, sizeof value);
+    return value;
+}
+
+static uint64_t u64_at(const kv_column *column, uint32_t row) {
+    uint64_t value;
+    memcpy(&value, column->first + row * column->stride, sizeof value);
+    return value;
+}
+
+static int is_zero(const uint8_t *key) {
+    uint64_t bits = 0;
+    for (int word = 0; word < KV_KEY_WORDS; word++) bits |= kv_load_word(key, word);
+    return bits == 0;
+}
+
+static int create(kv_waiting *waiting, uint32_t num_rows) {
+    uint64_t num_buckets = 1;
+    while (num_buckets < num_rows) num_buckets *= 2;
+    waiting->mask = num_buckets - 1;
+    waiting->heads = malloc(num_buckets * sizeof(uint32_t));
+    waiting->next = malloc(num_rows * sizeof(uint32_t));
+    if (waiting->heads == NULL || waiting->next == NULL) return -ENOMEM;
+    memset(waiting->heads, 0xFF, num_buckets * sizeof(uint32_t)); /* KV_NONE */
+    return 0;
+}
+
+static int park(kv_waiting *waiting, const kv_index *index, const kv_found *found, uint32_t row) {
+    if (waiting->heads == NULL && create(waiting, found->num_rows) < 0) return -ENOMEM;
+    uint32_t *head = &waiting->heads[kv_home(index, key_at(&found->parents, row)) & waiting->mask];
+    waiting->next[row] = *head;
+    *head = row;
+    return 0;
+}
+
+/* Move the rows that wait for `key` onto the list `ready`, the earliest of them first. */
+static void release(kv_waiting *waiting, const kv_index *index, const kv_found *found, const uint8_t *key,
+                    uint32_t *ready) {
+    uint32_t *link = &waiting->heads[kv_home(index, key) & waiting->mask];
+    while (*link != KV_NONE) {
+        const uint32_t row = *link;
+        if (memcmp(key_at(&found->parents, row), key, KV_KEY_NBYTES) != 0) {
+            link = &waiting->next[row];
+            continue;
+        }
+        *link = waiting->next[row];
+        waiting->next[row] = *ready;
+        *ready = row;
+    }
+}
+
+/* One row into the index, or among those that wait; whoever waited for it gets ready. */
+static int take_in(kv_index *index, const kv_found *found, uint32_t row, uint32_t *ids, kv_waiting *waiting,
+                   uint32_t *ready) {
+    const uint8_t *key = key_at(&found->keys, row), *parent_key = key_at(&found->parents, row);
+    uint32_t parent = KV_NONE;
+    if (!is_zero(parent_key)) {
+        parent = kv_index_find(index, parent_key);
+        if (parent == KV_NONE) return park(waiting, index, found, row);
+    }
+    ids[row] = kv_index_adopt(index, key, parent, (uint16_t)u32_at(&found->namespaces, row),
+                              u32_at(&found->places, row), u64_at(&found->checksums, row));
+    if (ids[row] != KV_NONE && waiting->heads != NULL) release(waiting, index, found, key, ready);
+    return 0;
+}
+
+static void prefetch_buckets(const kv_index *index, const kv_found *found, uint32_t row) {
+    __builtin_prefetch(&index->buckets[kv_home_bucket(index, kv_home(index, key_at(&found->keys, row)))], 1);
+    __builtin_prefetch(&index->buckets[kv_home_bucket(index, kv_home(index, key_at(&found->parents, row)))]);
+}
+
+int kv_index_adopt_all(kv_index *index, const kv_found *found, uint32_t *ids) {
+    kv_waiting waiting = {0};
+    int code = 0;
+    memset(ids, 0xFF, found->num_rows * sizeof(uint32_t)); /* KV_NONE */
+    for (uint32_t row = 0; row < found->num_rows && code == 0; row++) {
+        if (row + AHEAD < found->num_rows) prefetch_buckets(index, found, row + AHEAD);
+        uint32_t ready = KV_NONE;
+        code = take_in(index, found, row, ids, &waiting, &ready);
+        while (ready != KV_NONE && code == 0) {
+            const uint32_t next = ready;
+            ready = waiting.next[next];
+            code = take_in(index, found, next, ids, &waiting, &ready);
+        }
+    }
+    free(waiting.heads);
+    free(waiting.next);
+    return code;
+}

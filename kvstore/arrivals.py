@@ -1,0 +1,131 @@
+"""Arrivals: the far part of a leased prefix on its way near."""
+
+from __future__ import annotations
+
+from collections import deque
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any
+
+from kvstore._core.lease import STOP_BUSY
+from kvstore.arrays import Ids, Keys
+from kvstore.tiers.base import Outcome
+
+if TYPE_CHECKING:
+    from kvstore._core.lease import Grip
+    from kvstore.handle import Namespace
+    from kvstore.promotion import Promotion, Read
+    from kvstore.store import BlockStore
+
+ROUNDS_MAX = 1000  # of asking for more: each brings at least one batch nearer or ends it
+
+
+class Arrivals:
+    """Brings what is far of a leased prefix near, and waits for it piece by piece; of one thread.
+
+    `grip` holds the whole stored prefix, near and far, from the beginning to the end: what has arrived stays while the
+    rest comes. It is another one only after a block of it was removed. Whoever stops before `next` says False leaves
+    what is under way to the mover, and calls `leave`.
+    """
+
+    def __init__(
+        self, namespace: Namespace, store: BlockStore, keys: Keys, grip: Grip, deadline_us: int | None
+    ) -> None:
+        self._namespace, self._mover, self._clock, self._lock = namespace, store.mover, store.clock, store.lock
+        self._number, self._keys, self._deadline_us = namespace.number, keys, deadline_us
+        # Until then only blocks with a far copy make room.
+        self._room_us = store.clock.now_us() + store.put_wait_ms * 1000
+        self._rounds_left = ROUNDS_MAX
+        self._reads: deque[Read] = deque()  # that this started, in the order of their blocks
+        self._num_near = grip.num_near
+        self._more = True
+        self.grip = grip
+        self.load_us = 0
+
+    @property
+    def num_promoted(self) -> int:
+        """Blocks that have arrived."""
+        return self.grip.num_near - self._num_near
+
+    def next(self) -> bool:
+        """Wait until more leading blocks are near; False when none will be in time. Errors: LimitExceeded."""
+        num_near = self.grip.num_near
+        while self._more and self.grip.num_near <= num_near:
+            self._more = self._await_read() if self._reads else self._ask()
+        if not self._more:
+            self.leave()
+        return self.grip.num_near > num_near
+
+    def leave(self) -> None:
+        """Nobody waits for what is still under way."""
+        for read in self._reads:
+            read.awaited = False
+        if self._reads:
+            self._mover.notice()  # some of it may be done already
+            self._reads.clear()
+
+    def _await_read(self) -> bool:
+        """Wait for the next piece. False when it did not come in time, or not whole: the prefix ends there."""
+        read = self._reads.popleft()
+        left_us = None if self._deadline_us is None else self._deadline_us - self._clock.now_us()
+        in_time = self._clock.wait(read.future, left_us)
+        with self._lock:
+            if in_time:
+                self._mover.settle(read)
+            else:
+                read.awaited = False
+                self._mover.step()
+            self._look()
+        return in_time and not (read.future.result() != Outcome.OK).any()
+
+    def _look(self) -> None:
+        """See what has arrived. Caller holds the lock."""
+        if not self.grip.advance():
+            self.grip = self._namespace.lease_again(self._keys, self.grip)
+
+    def _ask(self) -> bool:
+        """Start what can be started, or wait for what others have under way. False when nothing can come in time."""
+        self._rounds_left -= 1
+        self._namespace.check_stop(self.grip, len(self._keys))
+        with self._lock:
+            if self.grip.stop == STOP_BUSY:
+                self.grip = self._namespace.lease_again(self._keys, self.grip)
+                return self._rounds_left > 0
+            far = self.grip.ids()[self.grip.num_near :]
+            now_us = self._clock.now_us()
+            late = self._deadline_us is not None and now_us >= self._deadline_us
+            started, waiting = self._promote(far, None if late else self._deadline_us, now_us >= self._room_us)
+            self.load_us = self._mover.load_us(len(far), self._number)
+            if started is not None and not late:
+                for read in started.reads:
+                    read.awaited = True
+                self._reads.extend(started.reads)
+                return self._rounds_left > 0
+        if late or waiting is None or not self._rounds_left:
+            return False
+        return self._await_progress(waiting, now_us)
+
+    def _await_progress(self, waiting: Future[Any], now_us: int) -> bool:
+        for_room = now_us < self._room_us
+        until_us = self._deadline_us
+        if for_room:
+            until_us = self._room_us if until_us is None else min(until_us, self._room_us)
+        in_time = self._clock.wait(waiting, None if until_us is None else until_us - now_us)
+        with self._lock:
+            self._mover.step()
+            self._look()
+        return in_time or for_room
+
+    def _promote(
+        self, far: Ids, deadline_us: int | None, drop_unwritten: bool
+    ) -> tuple[Promotion | None, Future[Any] | None]:
+        """What could be started, else the future to wait for; both None when nothing can come."""
+        if not len(far):
+            return None, None
+        # Who does not wait at all asks again later: what was begun for him must not end at once.
+        promotion = self._mover.promote(far, self._number, deadline_us, drop_unwritten=drop_unwritten)
+        if promotion is not None:
+            return promotion, None
+        waiting = self._mover.progress()
+        if waiting is None and not drop_unwritten:  # no write-back is coming that could make room
+            return self._promote(far, deadline_us, True)
+        return None, waiting
