@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kvstore._core import index as core
-from kvstore.arrays import Ids, chosen
+from kvstore.arrays import NO_IDS, Ids, chosen
+from kvstore.listing import Listing
 from kvstore.tiers.base import ENTRY, Outcome, Outcomes, Places, Tier
 
 if TYPE_CHECKING:
     from kvstore.mover import Mover
 
 CARRY_NBYTES = 8 << 20
-FAR = 1
 
 
 class Carry:
@@ -27,7 +27,9 @@ class Carry:
 
     def __init__(self, mover: Mover, far: Tier, window: tuple[int, int]) -> None:
         self._mover, self._far, self._window = mover, far, window
-        self._ids: Ids = np.empty(0, dtype=np.uint32)
+        self._listing: Listing | None = Listing(mover.index, *window)
+        self._left: Ids = NO_IDS  # listed, and not looked at yet
+        self._ids: Ids = NO_IDS
         self._old: Places = np.empty(0, dtype=np.uint32)
         self._new: Places = np.empty(0, dtype=np.uint32)
         self._entries = np.empty(0, dtype=ENTRY)
@@ -35,7 +37,7 @@ class Carry:
         self._reading: Future[Outcomes] | None = None
         self._writing: Future[Outcomes] | None = None
         self._ns = 0
-        self.num_moved = 0
+        self.num_moved = self._num_moved_before = 0  # before the latest listing began
 
     def step(self) -> bool:
         """True when the range is empty, or as empty as it can be made now."""
@@ -51,17 +53,43 @@ class Carry:
         return not self._read()
 
     def _read(self) -> bool:
+        """Begin a round, or go on looking for blocks of one. False when there are none left."""
         index = self._mover.index
-        ids = index.in_range(FAR, *self._window)
-        _, _, _, namespaces, _ = index.describe(ids)
-        if not len(ids):
-            return False
-        self._ns = int(namespaces[0])
-        sizes = self._mover.sizes[self._ns]
-        ids = ids[namespaces == self._ns][: max(1, CARRY_NBYTES // sizes.slot_nbytes)]
-        ids = ids[chosen(index.carry_mark(ids))]
-        if not len(ids):
-            return False
+        while self._listing is None:
+            ids = self._next_ids()
+            if len(ids):
+                self._start(ids)
+                return True
+            if self.num_moved == self._num_moved_before:
+                return False
+            # Blocks whose write ended after the range was listed: look again, until that moves nothing more.
+            self._listing, self._num_moved_before = Listing(index, *self._window), self.num_moved
+        if self._listing.step():
+            self._left, self._listing = self._listing.ids, None
+            return len(self._left) > 0 and self._read()
+        self._mover.wake()
+        return True
+
+    def _next_ids(self) -> Ids:
+        """The next listed blocks of one namespace that are still there, marked."""
+        index, (first, last) = self._mover.index, self._window
+        while len(self._left):
+            _, places, _, namespaces, _ = index.describe(self._left)
+            here = (places >= first) & (places < last)
+            self._left, namespaces = self._left[here], namespaces[here]
+            if not len(self._left):
+                break
+            self._ns = int(namespaces[0])
+            alike = np.flatnonzero(namespaces == self._ns)
+            taken = alike[: max(1, CARRY_NBYTES // self._mover.sizes[self._ns].slot_nbytes)]
+            ids, self._left = self._left[taken], np.delete(self._left, taken)
+            ids = ids[chosen(index.carry_mark(ids))]
+            if len(ids):
+                return ids
+        return NO_IDS
+
+    def _start(self, ids: Ids) -> None:
+        index, sizes = self._mover.index, self._mover.sizes[self._ns]
         _, self._old, checksums, _, _ = index.describe(ids)
         self._ids = ids
         scratch = memoryview(bytearray(len(ids) * sizes.block_nbytes))
@@ -70,7 +98,6 @@ class Carry:
         ]
         self._reading = self._far.read(self._old, checksums, self._buffers, None)
         self._reading.add_done_callback(self._mover.notice)
-        return True
 
     def _write(self) -> bool:
         """The second half of a round. False when there is no place to carry to: then the blocks are given up."""
@@ -104,6 +131,7 @@ class Carry:
             return False
         self._ids, self._old, self._new = self._ids[: len(new)], self._old[: len(new)], new
         self._entries = mover.entries(self._ids, self._ns)
+        self._entries["time_s"] = mover.recency.seconds(self._ids)  # moving is not using
         self._writing = self._far.write(new, self._entries, self._buffers[: len(new)], None)
         self._writing.add_done_callback(mover.notice)
         return True

@@ -153,6 +153,12 @@ class Mover(_Section):
         le=TIB,
         description="Bytes a second that write-back may write; 0 means no limit.",
     )
+    scrub_nbytes_per_s: ByteSize = Field(
+        default=ByteSize(4 * MIB),
+        ge=0,
+        le=TIB,
+        description="Bytes a second of the disk tier that are read to find rotten blocks; 0 means never.",
+    )
     reservation_ttl_ms: int = Field(
         default=30_000,
         ge=1,

@@ -109,6 +109,7 @@ def _assembled(config: Config, near: HostTier, far: Tier | None) -> EmbeddedStor
         writeback_queue_blocks=config.mover.writeback_queue_blocks_max,
         promote_queue_blocks=config.mover.promote_queue_blocks_max,
         write_nbytes_per_s=config.mover.write_nbytes_per_s,
+        scrub_nbytes_per_s=config.mover.scrub_nbytes_per_s,
     )
     return EmbeddedStore(
         index=index,

@@ -267,7 +267,7 @@ class Namespace:
         if grant.positions[0] < start:  # what this was to extend has left the store since the caller looked
             self.abandon_later(mine, shard)
             self.settle()
-            return PutResult(0, grant.present, {i: PREFIX_GONE for i in range(start, len(keys))})
+            return PutResult(0, grant.present, {i: PREFIX_GONE for i in range(grant.present, len(keys))})
         try:
             chosen = grant.positions - start if len(mine) < sources.num_blocks else None
             self.copy_in(grant.places, shard, sources, chosen)

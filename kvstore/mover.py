@@ -25,6 +25,8 @@ from kvstore.arrays import Ids, Mask, Words, chosen
 from kvstore.carry import Carry
 from kvstore.clock import Clock
 from kvstore.promotion import Promoter, Promotion, Read
+from kvstore.recency import Recency
+from kvstore.scrub import Scrub
 from kvstore.space import Limits, Space
 from kvstore.tiers.base import ENTRY, Entries, Outcome, Outcomes, Places, Tier
 from kvstore.tiers.host import HostTier
@@ -68,6 +70,8 @@ class Mover(Space):
         self._promoter = Promoter(self)
         self._write_ready_us = 0
         self._carry: Carry | None = None
+        self.recency = Recency(index, far, clock)
+        self._scrub = Scrub(self, far, limits.scrub_nbytes_per_s)
         self._carry_ready_us = 0
         self._progress: Future[None] = Future()
         self._awaited = False  # somebody was given _progress
@@ -175,6 +179,10 @@ class Mover(Space):
 
     def notice(self, _future: Future[Any] | None = None) -> None:
         """A tier finished something: step soon."""
+        self.wake()
+
+    def wake(self) -> None:
+        """Step soon."""
         self._wake.set()
 
     def _settle_writes(self) -> None:
@@ -246,12 +254,14 @@ class Mover(Space):
         self.reap()
         if self.far is None:
             return
+        self.recency.step()
         if self._carry is not None and self._carry.step():
             if not self._carry.num_moved:  # what is left there is held by a lease, or the device refuses
                 self._carry_ready_us = now_us + BARREN_PAUSE_US
             self._carry = None
             self.made_progress()
         self._start_writes(now_us)
+        self._scrub.step(now_us, self._promoter.num_reads)
         if self._awaited and self.progress() is None:
             self.made_progress()  # what they wait for will not come
 
@@ -304,8 +314,8 @@ class Mover(Space):
             self._thread.join()
 
     def flush(self, deadline_us: int | None) -> bool:
-        """Write back everything that is queued, and let the far tier forget what was removed, also what is being read
-        or carried; False when that did not end before the deadline, or cannot."""
+        """Write back everything that is queued, note times of use, and let the far tier forget what was removed, also
+        what is being read or carried; False when that did not end before the deadline, or cannot."""
         holding: set[Read | Carry] | None = None
         while True:
             with self.lock:
@@ -316,12 +326,14 @@ class Mover(Space):
                 holding = holding & under_way
                 if not self._dirty and not self._writes and not holding:
                     self.reap()
-                    return True
+                    break
                 progress = self.progress()
                 left = None if deadline_us is None else deadline_us - self.clock.now_us()
             if progress is None or (left is not None and left <= 0):
                 return False
             self.clock.wait(progress, left)
+        self.recency.catch_up(self.lock)
+        return True
 
     @property
     def num_views(self) -> int:
@@ -341,6 +353,7 @@ class Mover(Space):
             "failed_writes": self.failed_writes,
             "failed_reads": self.failed_reads,
             "corrupt_blocks": self.corrupt_blocks,
+            **self._scrub.stats(self.clock.now_us()),
             "defects": self.defects,
             "write_nbytes": self.write_bandwidth.total_nbytes,
             "write_us": self.write_bandwidth.total_us,

@@ -43,6 +43,11 @@ def may_write(healthy: bool, num_batches: int, now_us: int, ready_us: int, limit
     return healthy and num_batches < limits.batches_max and now_us >= ready_us
 
 
+def may_scrub(healthy: bool, num_reads: int, now_us: int, ready_us: int, nbytes_per_s: int) -> bool:
+    """May the scrubber go on? Not while anybody waits for a read; never with a budget of 0."""
+    return nbytes_per_s > 0 and healthy and num_reads == 0 and now_us >= ready_us
+
+
 def next_ready_us(ready_us: int, now_us: int, nbytes: int, nbytes_per_s: int) -> int:
     """When the write budget allows the batch after one of `nbytes`; unlimited when `nbytes_per_s` is 0."""
     if nbytes_per_s == 0:

@@ -27,6 +27,7 @@ class Limits:
     writeback_queue_blocks: int = 1 << 16
     promote_queue_blocks: int = 1 << 14
     write_nbytes_per_s: int = 0
+    scrub_nbytes_per_s: int = 0  # 0: no scrubbing
     batches: policy.WriteBack = field(default_factory=policy.WriteBack)
 
 

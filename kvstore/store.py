@@ -172,7 +172,8 @@ class BlockStore:
         far.adopt(places, nbytes)
         # Least recently used first; of blocks used in the same second, children before parents: a new index numbers
         # blocks in the order in which it takes them in, parents first.
-        self.index.reorder_far(ids[np.lexsort((-ids.astype(np.int64), last_used_s))])
+        order = np.lexsort((-ids.astype(np.int64), last_used_s))
+        self.mover.recency.adopt(ids[order], last_used_s[order])
 
     def _recover_namespace(self, number: int, text: str) -> None:
         """What cannot be read costs its own blocks and nothing else."""

@@ -224,6 +224,15 @@ uint32_t kv_index_clear(kv_index *index, uint16_t ns);
 /* Records that hold a copy in [first, last) of a tier: up to `ids_max` ids. */
 uint32_t kv_index_in_range(const kv_index *index, enum kv_tier tier, uint32_t first, uint32_t last, uint32_t *ids,
                            uint32_t ids_max);
+/* A walk over all records in pieces. Each call looks at `look_max` records from `at` on, or at fewer once it found
+ * `found_max`, and moves `at` on: KV_NONE at the end. Ids that are handed out meanwhile may be missed. */
+typedef struct {
+    uint32_t at, look_max, found_max;
+} kv_walk;
+/* VALID blocks with a far copy in [first, last). Returns how many it put into `ids`; likewise below. */
+uint32_t kv_index_walk_far(const kv_index *index, kv_walk *walk, uint32_t first, uint32_t last, uint32_t *ids);
+/* VALID blocks with a far copy and an access later than number `since`. */
+uint32_t kv_index_walk_used(const kv_index *index, kv_walk *walk, uint32_t since, uint32_t *ids);
 
 enum kv_reason kv_index_ghost(const kv_index *index, const uint8_t *key, uint32_t *time_s);
 

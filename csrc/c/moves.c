@@ -89,5 +89,6 @@ void kv_carry_unmark(kv_index *index, const uint32_t *ids, const uint32_t *place
         index->links[ids[i]].far = places[i];
         if (!kv_is_near(record))
             atomic_store_explicit(&record->where, kv_where(KV_FAR, places[i]), memory_order_release);
+        kv_set_state(index, ids[i], KV_VALID, 1); /* whoever looked at the old copy sees by the word that it is gone */
     }
 }

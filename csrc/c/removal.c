@@ -64,17 +64,3 @@ uint32_t kv_index_clear(kv_index *index, uint16_t ns) {
     }
     return (uint32_t)(before - index->counts.num_entries);
 }
-
-uint32_t kv_index_in_range(const kv_index *index, enum kv_tier tier, uint32_t first, uint32_t last, uint32_t *ids,
-                           uint32_t ids_max) {
-    uint32_t found = 0;
-    for (uint32_t id = 0; id < index->ids_used && found < ids_max; id++) {
-        const kv_record *record = &index->records[id];
-        if (kv_state_of(record) != KV_VALID) continue;
-        uint64_t where = atomic_load_explicit(&record->where, memory_order_relaxed);
-        uint32_t place = tier == KV_FAR ? index->links[id].far : kv_where_place(where);
-        if (tier == KV_NEAR && kv_where_tier(where) != KV_NEAR) continue;
-        if (place != KV_NONE && place >= first && place < last) ids[found++] = id;
-    }
-    return found;
-}

@@ -129,6 +129,9 @@ class DurableTier(Tier, Protocol):
         """What an earlier run left, in write order: places, entries, and when each was last used (unix seconds).
         Once, before anything else is asked of the tier."""
 
+    def note_usage(self, places: Places, last_used_s: NDArray[np.uint32]) -> None:
+        """When blocks were last used (unix seconds), for `recover` of a later run; durable with the next flush."""
+
     @property
     def block_nbytes_max(self) -> int:
         """No larger block can be allocated."""

@@ -144,6 +144,9 @@ class HeldDiskTier(HeldTier):
     def remember_namespace(self, number: int, text: str) -> None:
         self._inner.remember_namespace(number, text)
 
+    def note_usage(self, places: Any, last_used_s: Any) -> None:
+        self._inner.note_usage(places, last_used_s)
+
     def recover(self) -> Iterator[Any]:
         return iter(list(self._inner.recover()))
 

@@ -55,6 +55,7 @@ class Medium:
     content: dict[int, bytes] = field(default_factory=dict)  # by place
     rows: dict[int, Any] = field(default_factory=dict)  # committed entries, by place
     openings: dict[int, int] = field(default_factory=dict)  # of each segment with rows
+    uses: dict[int, int] = field(default_factory=dict)  # seconds, by place
     names: dict[int, str] = field(default_factory=dict)
 
 
@@ -134,7 +135,7 @@ class SimFar:
             return done(np.full(len(places), Outcome.CLOSED, dtype=np.uint8))
         self._table.begin_write(places, pages)
         entries["offset"], entries["nbytes"] = places % PLACES_PER_SEGMENT, nbytes
-        entries["time_s"] = self._clock.time_s()
+        entries["time_s"][entries["time_s"] == 0] = self._clock.time_s()
         before = [xxh3_64(buffer) for buffer in buffers]
         return self._submit(Job(places, buffers, Future(), deadline_us, entries=entries, before=before))
 
@@ -270,9 +271,13 @@ class SimFar:
                 medium.rows.pop(place, None)
         elif verb == "name":
             medium.names[what[0]] = what[1]
+        elif verb == "use":
+            medium.uses.update(what)
         else:
             for place in [place for place in medium.rows if place // PLACES_PER_SEGMENT == what]:
                 del medium.rows[place]
+            for place in [place for place in medium.uses if place // PLACES_PER_SEGMENT == what]:
+                del medium.uses[place]
             medium.openings.pop(what, None)
             self._table.set_clean(what)
 
@@ -300,13 +305,19 @@ class SimFar:
     def remember_namespace(self, number: int, text: str) -> None:
         self._journal("name", (number, text))
 
+    def note_usage(self, places: Places, last_used_s: NDArray[np.uint32]) -> None:
+        assert len(places) == len(last_used_s)
+        if not self.dead:
+            self._journal("use", dict(zip(places.tolist(), last_used_s.tolist(), strict=True)))
+
     def recover(self) -> Iterator[tuple[Places, Entries, NDArray[np.uint32]]]:
         assert not self._adopted
         for segment in sorted(self._medium.openings, key=lambda number: self._medium.openings[number]):
             places = sorted(place for place in self._medium.rows if place // PLACES_PER_SEGMENT == segment)
             if places:
                 entries = np.array([self._medium.rows[place] for place in places], dtype=ENTRY)
-                yield np.array(places, dtype=np.uint32), entries, entries["time_s"].astype(np.uint32)
+                noted = np.array([self._medium.uses.get(place, 0) for place in places], dtype=np.uint32)
+                yield np.array(places, dtype=np.uint32), entries, np.maximum(entries["time_s"], noted)
 
     def adopt(self, places: Places, nbytes: NDArray[np.uint32]) -> None:
         assert not self._adopted

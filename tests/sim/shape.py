@@ -41,6 +41,7 @@ class Shape:
             writeback_queue_blocks=rng.choice((6, 1 << 16, 1 << 16, 1 << 16)),
             promote_queue_blocks=rng.choice((3, 1 << 14, 1 << 14)),
             write_nbytes_per_s=rng.choice((0, 0, 0, 1 << 20)),
+            scrub_nbytes_per_s=rng.choice((0, 1 << 14, 1 << 18)),
             batches=batches,
         )
         return cls(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -30,6 +31,7 @@ SEED = int(os.environ.get("POWER_SEED", time.time_ns() // 1_000_000))
 NUM_EVENTS = int(os.environ.get("POWER_EVENTS", "3000"))
 MEMORY = Path("/dev/shm")
 RECORDED = "recorded"
+LOADS_MAX = 6  # a broken order shows only where the load comes to it
 
 
 @pytest.fixture
@@ -160,7 +162,17 @@ def rows_before_their_namespace(patch: pytest.MonkeyPatch) -> None:
 def test_a_broken_order_is_found(
     folder: Path, monkeypatch: pytest.MonkeyPatch, break_it: Callable[[pytest.MonkeyPatch], None], complaint: str
 ) -> None:
-    recorder = recorded(folder / RECORDED, SEED, NUM_EVENTS, break_it)
-    monkeypatch.setattr(preparer, "READY_SEGMENTS", 0)
-    with pytest.raises(AssertionError, match=complaint):
-        cut_everywhere(recorder, folder / "cut", SEED)
+    complaints = []
+    for seed in range(SEED, SEED + LOADS_MAX):
+        there = folder / str(seed)
+        there.mkdir()
+        recorder = recorded(there / RECORDED, seed, NUM_EVENTS, break_it)
+        with monkeypatch.context() as patch:
+            patch.setattr(preparer, "READY_SEGMENTS", 0)
+            try:
+                cut_everywhere(recorder, there / "cut", seed)
+            except AssertionError as error:
+                complaints.append(str(error))
+        if any(re.search(complaint, text) for text in complaints):
+            return
+    pytest.fail(f"{LOADS_MAX} loads never met it; they met {complaints}")

@@ -13,10 +13,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from random import Random
+from typing import Any
 
 import numpy as np
 
-from kvstore import carry, policy
+from kvstore import carry, listing, policy, recency, scrub
 from kvstore._core import index as core
 from kvstore._core.index import Index
 from kvstore._core.lease import LeaseTable
@@ -31,6 +32,18 @@ from sim.shape import CHUNK_NBYTES, LEASES_MAX, Shape, draw_faults, draw_prompts
 
 FAR = 1
 PLACE_MAX = 2**32 - 1
+KNOBS: dict[tuple[Any, str], tuple[int, ...]] = {  # constants that only large stores would feel
+    (carry, "CARRY_NBYTES"): (8 << 10, 8 << 20),
+    (policy, "READ_NBYTES"): (4 << 10, 16 << 10, 4 << 20),
+    (listing, "LOOK_MAX"): (5, 1 << 16),
+    (listing, "LIST_BLOCKS_MAX"): (3, 1 << 14),
+    (recency, "LOOK_MAX"): (5, 1 << 16),
+    (recency, "FOUND_MAX"): (2, 1 << 12),
+    (recency, "PERIOD_US"): (100_000, 10_000_000),
+    (scrub, "SCRUB_NBYTES"): (8 << 10, 1 << 20),
+    (scrub, "EMPTY_US"): (10_000, 10_000_000),
+    (scrub, "ROUND_US_MIN"): (1_000_000, 60_000_000),
+}
 
 
 class Complaints(logging.Handler):
@@ -54,8 +67,8 @@ class World:
         self.clock, self.lock = SimClock(), SimLock()
         self.clock.locked = lambda: self.lock.held
         self.shape, self.faults = Shape.drawn(self._rng), draw_faults(self._rng)
-        carry.CARRY_NBYTES = self._rng.choice((8 << 10, 8 << 20))
-        policy.READ_NBYTES = self._rng.choice((4 << 10, 16 << 10, 4 << 20))
+        for knob, values in KNOBS.items():
+            setattr(*knob, self._rng.choice(values))
         self.medium = Medium(self.shape.geometry)
         self.spaces = draw_spaces(self._rng)
         self.few_leases = self.shape.leases_max < LEASES_MAX
@@ -335,7 +348,7 @@ def run(seed: int, note: Callable[[str], None] = lambda _: None, num_steps: int 
     """Live through one seed; AssertionError says what went wrong."""
     complaints = Complaints()
     logging.getLogger("concurrent.futures").addHandler(complaints)
-    carry_nbytes = carry.CARRY_NBYTES
+    usual = {knob: getattr(*knob) for knob in KNOBS}
     try:
         world = World(seed, note)
         for _ in range(world._rng.randrange(30, 100) if num_steps is None else num_steps):
@@ -343,5 +356,6 @@ def run(seed: int, note: Callable[[str], None] = lambda _: None, num_steps: int 
         world.finish()
         assert not complaints.texts, complaints.texts
     finally:
-        carry.CARRY_NBYTES = carry_nbytes
+        for knob, value in usual.items():
+            setattr(*knob, value)
         logging.getLogger("concurrent.futures").removeHandler(complaints)

@@ -73,9 +73,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     # movement: knows the contract of the tiers, and the host tier because its arena is what blocks move through
     "space": {"_core.index", "clock", "policy", "tiers.base", "tiers.host"},
-    "carry": {"_core.index", "tiers.base"},
+    "listing": {"_core.index", "_core.walk"},
+    "recency": {"_core.index", "_core.walk", "clock", "tiers.base"},
+    "carry": {"_core.index", "listing", "tiers.base"},
+    "scrub": {"_core.index", "listing", "policy", "tiers.base"},
     "promotion": {"policy", "tiers.base"},
-    "mover": {"_core.index", "carry", "clock", "policy", "promotion", "space", "tiers.base", "tiers.host"},
+    "mover": {
+        *("_core.index", "carry", "clock", "policy", "promotion", "recency", "scrub", "space"),
+        *("tiers.base", "tiers.host"),
+    },
     # the verbs
     "explain": {"_core.index"},
     "lease": {"copying"},
@@ -139,6 +145,7 @@ MAY_NAME: dict[str, set[str]] = {
     "carry": {"mover"},
     "promotion": {"carry", "mover"},
     "arrivals": {"_core.lease", "handle", "promotion", "store"},
+    "scrub": {"mover"},
     "lease": {"_core.arena", "_core.lease", "handle"},
     "room": {"_core.arena", "_core.lease", "handle", "tiers.base"},
     "handle": {"_core.arena", "_core.lease", "mover", "store"},
@@ -162,6 +169,7 @@ THIRD_PARTY: dict[str, tuple[str, ...]] = {
 MAY_CIMPORT: dict[str, set[str]] = {
     "index": {"records"},
     "lease": {"index", "records"},
+    "walk": {"index", "records"},
     "clocked": {"index", "lease", "records"},
 }
 

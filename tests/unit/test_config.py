@@ -74,6 +74,7 @@ def test_every_setting_can_be_given_in_every_way(tmp_path: Path, monkeypatch: py
             "writeback_queue_blocks_max": 1,
             "promote_queue_blocks_max": 2,
             "write_nbytes_per_s": 3,
+            "scrub_nbytes_per_s": 6,
             "reservation_ttl_ms": 4,
             "put_wait_ms": 5,
         },

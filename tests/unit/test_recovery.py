@@ -48,6 +48,9 @@ class Remembering(MemoryTier):
         assert places.dtype == nbytes.dtype == np.uint32 and len(set(places.tolist())) == len(places)
         self.adopted = dict(zip(places.tolist(), nbytes.tolist(), strict=True))
 
+    def note_usage(self, places: Places, last_used_s: Any) -> None:
+        """Nothing to keep: each test opens one store."""
+
 
 def rows_of(keys: Any, namespace: int = 1) -> Entries:
     """A chain as entries, parents first."""

@@ -1,5 +1,7 @@
 from kvstore._core.records cimport *
 
+ctypedef void (*marker)(kv_index *, const uint32_t *, uint32_t, uint8_t *) noexcept nogil
+
 
 cdef class Index:
     # Owns the index's memory. Every method but `match` is the writer's: the caller holds the store's lock.
@@ -12,6 +14,7 @@ cdef class Index:
     cdef int attach(self, kv_table *table, object owner) except -1
     cdef uint32_t[::1] _ids(self, object ids)
     cdef object _take_freed(self)
+    cdef object _marked(self, object ids, marker mark)
 
 
 cdef int keys_of(object keys, Py_buffer *view) except -1

@@ -320,10 +320,12 @@ cdef class Index:
         return out
 
     def reorder_far(self, ids):
-        """List blocks that are only far anew, the coldest first."""
+        """List blocks that are only far anew, the coldest first, each with an access number of its own."""
         cdef uint32_t[::1] view = self._ids(ids)
         cdef Py_ssize_t i
         for i in range(view.shape[0]):
+            self._index.clock += 1
+            self._index.links[view[i]].access = self._index.clock
             self._index.policy.demoted(&self._index, view[i])
 
     # ---- making room ----
@@ -408,6 +410,14 @@ cdef class Index:
 
     # ---- moving ----
 
+    cdef object _marked(self, object ids, marker mark):
+        cdef uint32_t[::1] view = self._ids(ids)
+        out = np.zeros(view.shape[0], dtype=np.uint8)
+        cdef uint8_t[::1] marked = out
+        if view.shape[0]:
+            mark(&self._index, &view[0], <uint32_t>view.shape[0], &marked[0])
+        return out
+
     def writeback_mark(self, ids, const uint64_t[::1] words):
         """Which ids may be written to the far tier now; those keep their near copy until unmarked."""
         cdef uint32_t[::1] view = self._ids(ids)
@@ -430,12 +440,7 @@ cdef class Index:
 
     def promote_mark(self, ids):
         """Which ids are far only and may be read near now; those keep their far copy until unmarked."""
-        cdef uint32_t[::1] view = self._ids(ids)
-        out = np.zeros(view.shape[0], dtype=np.uint8)
-        cdef uint8_t[::1] marked = out
-        if view.shape[0]:
-            kv_promote_mark(&self._index, &view[0], <uint32_t>view.shape[0], &marked[0])
-        return out
+        return self._marked(ids, kv_promote_mark)
 
     def promote_unmark(self, ids, const uint32_t[::1] places, const uint8_t[::1] read):
         """End a promotion; returns per id whether its near copy at `places` counts now."""
@@ -449,12 +454,7 @@ cdef class Index:
 
     def carry_mark(self, ids):
         """Which ids have a far copy that may be moved now; it stays where it is until unmarked."""
-        cdef uint32_t[::1] view = self._ids(ids)
-        out = np.zeros(view.shape[0], dtype=np.uint8)
-        cdef uint8_t[::1] marked = out
-        if view.shape[0]:
-            kv_carry_mark(&self._index, &view[0], <uint32_t>view.shape[0], &marked[0])
-        return out
+        return self._marked(ids, kv_carry_mark)
 
     def carry_unmark(self, ids, const uint32_t[::1] places, const uint8_t[::1] written):
         """End a move of far copies; returns per id whether the copy at `places` counts now."""
@@ -482,6 +482,11 @@ cdef class Index:
             "evicted_near": counts.evicted_near, "evicted_far": counts.evicted_far,
             "dropped_unwritten": counts.dropped_unwritten, "spared": counts.spared,
         }
+
+    @property
+    def clock(self):
+        """Number of the latest access; goes round after 2^32."""
+        return self._index.clock
 
     @property
     def near_nbytes(self):

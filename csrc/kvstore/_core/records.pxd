@@ -26,6 +26,7 @@ cdef extern from "index.h" nogil:
         uint16_t ns
         uint16_t flags
     ctypedef struct kv_links:
+        uint32_t access
         uint32_t kids
         uint32_t far
     ctypedef struct kv_ns:
@@ -46,6 +47,7 @@ cdef extern from "index.h" nogil:
         kv_ns *namespaces
         uint32_t entries_max
         uint32_t ids_used
+        uint32_t clock
         uint32_t now_s
         uint32_t num_tables
         kv_order near_order
@@ -69,6 +71,10 @@ cdef extern from "index.h" nogil:
     uint32_t kv_index_clear(kv_index *index, uint16_t ns)
     uint32_t kv_index_in_range(const kv_index *index, kv_tier tier, uint32_t first, uint32_t last, uint32_t *ids,
                                uint32_t ids_max)
+    ctypedef struct kv_walk:
+        uint32_t at, look_max, found_max
+    uint32_t kv_index_walk_far(const kv_index *index, kv_walk *walk, uint32_t first, uint32_t last, uint32_t *ids)
+    uint32_t kv_index_walk_used(const kv_index *index, kv_walk *walk, uint32_t since, uint32_t *ids)
     kv_reason kv_index_ghost(const kv_index *index, const uint8_t *key, uint32_t *time_s)
     int kv_index_check(const kv_index *index)
     int kv_is_near(const kv_record *record)
@@ -141,9 +147,9 @@ cdef extern from "evict.h" nogil:
                            uint8_t *marked)
     void kv_writeback_unmark(kv_index *index, const uint32_t *ids, const uint32_t *places,
                              const uint64_t *checksums, const uint8_t *written, uint32_t num_ids, uint8_t *kept)
-    void kv_promote_mark(kv_index *index, const uint32_t *ids, uint32_t num_ids, uint8_t *marked)
+    void kv_promote_mark(kv_index *index, const uint32_t *ids, uint32_t num_ids, uint8_t *marked) noexcept
     void kv_promote_unmark(kv_index *index, const uint32_t *ids, const uint32_t *places, const uint8_t *read,
                            uint32_t num_ids, uint8_t *kept)
-    void kv_carry_mark(kv_index *index, const uint32_t *ids, uint32_t num_ids, uint8_t *marked)
+    void kv_carry_mark(kv_index *index, const uint32_t *ids, uint32_t num_ids, uint8_t *marked) noexcept
     void kv_carry_unmark(kv_index *index, const uint32_t *ids, const uint32_t *places, const uint8_t *written,
                          uint32_t num_ids, uint8_t *kept)
