@@ -74,8 +74,9 @@ class Namespace:
 
         What cannot be here in time is left out (it counts as `pending`). deadline_ms=0 never waits, but what is far is
         on its way then: ask again. Room for what comes near is made as for a put: for up to the configured put_wait_ms
-        no block leaves that has no far copy. Errors:
-        InvalidRequest for malformed keys, LimitExceeded over the number of blocks that can be leased at a time.
+        no block leaves that has no far copy.
+
+        Errors: InvalidRequest for malformed keys, LimitExceeded over the number of blocks that can be leased at a time.
         """
         if not self._store.is_open:
             self._store.check_open()
