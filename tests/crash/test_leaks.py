@@ -6,6 +6,7 @@ The store is warmed up until every segment was filled and recycled; growth count
 
 from __future__ import annotations
 
+import gc
 import os
 import resource
 import threading
@@ -44,6 +45,7 @@ def descriptors() -> tuple[int, int]:
 
 def held(path: Path) -> dict[str, int]:
     """What a process or a folder could be running out of."""
+    gc.collect()  # what earlier tests of this process left to the collector is not this one's
     files = [file for file in path.rglob("*") if file.is_file()]
     return {
         "descriptors": descriptors()[1],
@@ -103,7 +105,7 @@ def test_a_day_of_traffic_leaves_nothing_behind(tmp_path: Path, monkeypatch: pyt
         moved_before = store.stats()["mover"]
         assert live(store, namespace, rng, NUM_REQUESTS) > 0
         after = held(tmp_path)
-        assert after == before
+        assert {name: after[name] for name in before if after[name] > before[name]} == {}, f"grown from {before}"
         assert rss_nbytes() - rss_before < RSS_SLACK_NBYTES
         assert manifest_nbytes(tmp_path) - manifest_before <= MANIFEST_SLACK_NBYTES
         assert after["segments_nbytes"] <= 16 * MIB and descriptors()[0] <= NUM_SEGMENTS
