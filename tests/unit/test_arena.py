@@ -39,8 +39,11 @@ def test_slots_of_these_sizes_waste_nothing(arena, nbytes, num_blocks):
 
 
 def test_what_a_slot_rounds_up_to_is_one_class(arena):
+    before = arena.num_free(PAGE)
     places = arena.allocate(PAGE - 1, 3)
+    assert arena.num_free(PAGE) == before - 3
     arena.free(places, PAGE)
+    assert arena.num_free(PAGE) == arena.num_free(PAGE - 1) == before
 
 
 def test_memory_moves_between_sizes(arena):
