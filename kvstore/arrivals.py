@@ -119,7 +119,7 @@ class Arrivals:
         self, far: Ids, deadline_us: int | None, drop_unwritten: bool
     ) -> tuple[Promotion | None, Future[Any] | None]:
         """What could be started, else the future to wait for; both None when nothing can come."""
-        if not len(far):
+        if not len(far) or not self._mover.far_is_well:
             return None, None
         # Who does not wait at all asks again later: what was begun for him must not end at once.
         promotion = self._mover.promote(far, self._number, deadline_us, drop_unwritten=drop_unwritten)

@@ -132,6 +132,7 @@ class Carry:
         self._ids, self._old, self._new = self._ids[: len(new)], self._old[: len(new)], new
         self._entries = mover.entries(self._ids, self._ns)
         self._entries["time_s"] = mover.recency.seconds(self._ids)  # moving is not using
+        mover.budget.wear(len(new) * mover.sizes[self._ns].slot_nbytes, mover.clock.now_us())
         self._writing = self._far.write(new, self._entries, self._buffers[: len(new)], None)
         self._writing.add_done_callback(mover.notice)
         return True

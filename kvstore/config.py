@@ -103,6 +103,12 @@ class Disk(_Section):
         le=SEGMENT_NBYTES_MAX,
         description="Size of one segment, a power of two from 1 MiB; 0 chooses it from the tier's size.",
     )
+    free_nbytes_min: ByteSize = Field(
+        default=ByteSize(GIB),
+        ge=0,
+        le=TIER_NBYTES_MAX,
+        description="Bytes of the file system that new segments must leave free; 0 means none.",
+    )
     io_threads: int = Field(default=4, ge=1, le=64, description="Threads that read and write where io_uring is absent.")
 
     @field_validator("path", mode="before")
@@ -158,6 +164,12 @@ class Mover(_Section):
         ge=0,
         le=TIB,
         description="Bytes a second of the disk tier that are read to find rotten blocks; 0 means never.",
+    )
+    write_nbytes_per_day: ByteSize = Field(
+        default=ByteSize(0),
+        ge=0,
+        le=1024 * TIB,
+        description="Bytes a day that may be written to the disk tier, a quarter of them at once; 0 means no limit.",
     )
     reservation_ttl_ms: int = Field(
         default=30_000,

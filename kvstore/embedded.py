@@ -56,6 +56,7 @@ def _disk(config: Config) -> tuple[Tier | None, str | None]:
             Path(config.disk.path or str(folder)),
             capacity_nbytes=config.disk.nbytes,
             segment_nbytes=config.disk.segment_nbytes or None,
+            free_nbytes_min=config.disk.free_nbytes_min,
             io_threads=config.disk.io_threads,
         )
     except BaseException:
@@ -110,6 +111,7 @@ def _assembled(config: Config, near: HostTier, far: Tier | None) -> EmbeddedStor
         promote_queue_blocks=config.mover.promote_queue_blocks_max,
         write_nbytes_per_s=config.mover.write_nbytes_per_s,
         scrub_nbytes_per_s=config.mover.scrub_nbytes_per_s,
+        write_nbytes_per_day=config.mover.write_nbytes_per_day,
     )
     return EmbeddedStore(
         index=index,

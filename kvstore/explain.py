@@ -10,6 +10,7 @@ REASONS = {
     core.UNWRITTEN: "evicted by {policy} before it could be written back",
     core.REMOVED: "removed",
     core.CORRUPT: "rotten: its bytes did not match their checksum",
+    core.OVER_QUOTA: "evicted to keep its namespace within its quota",
     core.ABANDONED: "reserved but never committed",
 }
 

@@ -18,7 +18,6 @@ from kvstore.block import BlockLayout, Match, PutResult
 from kvstore.checks import checked_keys, duration_us, whole_number
 from kvstore.copying import Located
 from kvstore.errors import InvalidRequest, LimitExceeded, Unavailable
-from kvstore.explain import why_absent
 from kvstore.lease import Lease
 from kvstore.namespace import NamespaceSpec
 from kvstore.room import BUSY_REASON, Grant, Room
@@ -58,9 +57,14 @@ class Namespace:
     # ---- reading ----
 
     def match(self, keys: Keys) -> Match:
-        """The longest stored prefix of `keys`, where it lies, and how long it would take to read. Protects nothing."""
+        """The longest stored prefix of `keys`, where it lies, and how long it would take to read. Protects nothing.
+
+        While the far tier is not healthy, what could only be read from there is left out: it is not to be had.
+        """
         self._store.check_open()
-        num_blocks, _, near = self._index.match(checked_keys(keys), self.number)
+        num_blocks, leading, near = self._index.match(checked_keys(keys), self.number)
+        if near < num_blocks and not self._mover.far_is_well:
+            num_blocks = near = leading
         far = num_blocks - near
         by_tier = {}
         if near:
@@ -210,17 +214,22 @@ class Namespace:
         store, mover = self._store, self._mover
         store.settle_locked()
         wanted, plan, ids = self._index.plan(keys, shard, self.number)
-        fit = min(wanted, store.entries_room(wanted, self.number)) if wanted else 0
+        allowed, is_short = store.quotas.room(self.number, wanted) if wanted else (0, False)
+        if is_short and not late and (progress := mover.progress()) is not None:
+            return None, progress  # what is being moved now can go afterwards
+        fit = min(allowed, store.entries_room(allowed, self.number)) if allowed else 0
         places = mover.room(self.number, fit, drop_unwritten=late) if fit else NO_IDS
         if len(places) < fit and not late:
             self._return(places)
             return None, mover.progress()
+        why = "memory" if len(places) < fit else "index" if fit < allowed else "quota"
         used = self._index.begin(keys, shard, self.number, plan, ids, places)
         if used < len(places):
             self._return(places[used:])
         positions, mine, own_places, words, present, refused = self._index.granted(plan, ids)
         store.watch(mine, words)
-        rejected = self._reasons(refused, fit < wanted) if refused else {}
+        full = store.why_full(self.number, why) if refused else ""
+        rejected = {position: BUSY_REASON if busy else full for position, busy in refused}
         return Grant(positions, mine, own_places, present, rejected), None
 
     def check_stop(self, grip: Grip, num_keys: int) -> None:
@@ -233,13 +242,6 @@ class Namespace:
     def _return(self, places: Places) -> None:
         if len(places):
             self._store.near.free(places, self.spec.block_nbytes)
-
-    def _reasons(self, refused: list[tuple[int, bool]], index_full: bool) -> dict[int, str]:
-        """Why these positions were not granted: busy, or no room."""
-        full = f"no room in memory: host.nbytes={self._store.near_capacity} is leased or being written"
-        if index_full:
-            full = f"no free index entry: index.entries_max={self._index.counts()['entries_max']}"
-        return {position: BUSY_REASON if busy else full for position, busy in refused}
 
     def put(
         self,
@@ -304,18 +306,7 @@ class Namespace:
         with self._lock:
             ids = self._index.find(keys, self.number)
             ghosts = self._index.ghosts(keys)
-            return [self._explain_one(int(i), *ghost) for i, ghost in zip(ids, ghosts, strict=True)]
-
-    def _explain_one(self, block_id: int, reason: int, time_s: int) -> str:
-        store = self._store
-        if block_id == core.NONE:
-            age_s = store.clock.time_s() - time_s
-            return why_absent(reason, age_s, store.policy_name, has_far=store.far is not None)
-        ids = np.array([block_id], dtype=np.uint32)
-        if int(self._index.words(ids)[0]) & 0xFF == core.WRITING:
-            return "being written"
-        near, *_ = self._index.describe(ids)
-        return store.near.name if near[0] != core.NONE else store.far_name
+            return [self._store.explain(self.number, int(i), *ghost) for i, ghost in zip(ids, ghosts, strict=True)]
 
     # ---- what Lease and Room ask for ----
 

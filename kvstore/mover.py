@@ -22,6 +22,7 @@ from kvstore import policy
 from kvstore._core import index as core
 from kvstore._core.index import Index
 from kvstore.arrays import Ids, Mask, Words, chosen
+from kvstore.budget import WriteBudget
 from kvstore.carry import Carry
 from kvstore.clock import Clock
 from kvstore.promotion import Promoter, Promotion, Read
@@ -36,7 +37,8 @@ log = logging.getLogger("kvstore")
 TICK_S = 0.05  # the thread looks at budgets, expiries and broken tiers at least this often
 TICK_SHORT_S = 0.002  # while far room is short: it comes without notice, when the tier has cleaned a range
 STARVED_US = 1_000_000  # without any far room coming for so long, nobody waits for it
-BARREN_PAUSE_US = 1_000_000  # after a carry that moved nothing, before the next
+VAIN_CARRIES_MAX = 4  # in a row without a place for anybody; what comes then is not waited for
+BARREN_PAUSE_US = 1_000_000  # after a carry that moved nothing, or one too many in vain, before the next
 
 
 @dataclass(slots=True, eq=False)
@@ -65,10 +67,12 @@ class Mover(Space):
         self._dirty: deque[tuple[Ids, Words, int]] = deque()
         self._num_dirty = 0  # of _dirty and _failed
         self._failed: deque[tuple[Ids, Words, int]] = deque()  # go before _dirty once _writes is empty
-        self._starving_us: int | None = None  # since when there is no far place for what is dirty, and no carry
+        # Since when there is no far place for what is dirty, or since a carry ended that may have made one.
+        self._starving_us: int | None = None
+        self._vain_carries = 0  # that ended since there was a place
         self._writes: deque[Write] = deque()
         self._promoter = Promoter(self)
-        self._write_ready_us = 0
+        self.budget = WriteBudget(limits.write_nbytes_per_s, limits.write_nbytes_per_day)
         self._carry: Carry | None = None
         self.recency = Recency(index, far, clock)
         self._scrub = Scrub(self, far, limits.scrub_nbytes_per_s)
@@ -138,8 +142,9 @@ class Mover(Space):
         if self._failed:
             return  # what is dirty may extend them: they go first, in the order in which they were started
         while self._dirty:
-            healthy = self.far.usage().healthy
-            if not policy.may_write(healthy, len(self._writes), now_us, self._write_ready_us, limits.batches):
+            if not policy.may_write(
+                self.far_is_well, len(self._writes), now_us, self.budget.ready_us(now_us), limits.batches
+            ):
                 return
             ids, ns = self._next_dirty()
             if not len(ids):
@@ -149,10 +154,10 @@ class Mover(Space):
                 self._put_back(ids[len(places) :], ns)
                 self._start_carry(ns)
                 if not len(places):
-                    if self._carry is None:
-                        self._starving_us = now_us if starving_us is None else starving_us
+                    self._starving_us = now_us if starving_us is None else starving_us
                     return
                 ids = ids[: len(places)]
+            self._vain_carries = 0
             self._write(ids, ns, places, now_us)
             self._start_carry(ns)
 
@@ -171,10 +176,7 @@ class Mover(Space):
         window = self.near.arena.window(near_places, self.sizes[ns].block_nbytes, readonly=True)
         future = self.far.write(places, entries, window.views, None)
         self._writes.append(Write(ids, ns, near_places, places, entries, window, future, now_us))
-        nbytes = len(ids) * self.sizes[ns].slot_nbytes
-        self._write_ready_us = policy.next_ready_us(
-            self._write_ready_us, now_us, nbytes, self.limits.write_nbytes_per_s
-        )
+        self.budget.spend(len(ids) * self.sizes[ns].slot_nbytes, now_us)
         future.add_done_callback(self.notice)
 
     def notice(self, _future: Future[Any] | None = None) -> None:
@@ -242,6 +244,17 @@ class Mover(Space):
             if window is not None:
                 self._carry = Carry(self, self.far, window)
 
+    def _end_carry(self, carry: Carry, now_us: int) -> None:
+        """What it emptied can be written once the tier has cleaned it; but carries can also go round for ever in a tier
+        full of blocks that live."""
+        self._carry = None
+        self._vain_carries += 1
+        if not carry.num_moved or self._vain_carries > VAIN_CARRIES_MAX:  # the device refuses, or it helps nobody
+            self._carry_ready_us = now_us + BARREN_PAUSE_US
+        else:
+            self._starving_us = None
+        self.made_progress()
+
     # ---- the loop ----
 
     def step(self) -> None:
@@ -256,10 +269,7 @@ class Mover(Space):
             return
         self.recency.step()
         if self._carry is not None and self._carry.step():
-            if not self._carry.num_moved:  # what is left there is held by a lease, or the device refuses
-                self._carry_ready_us = now_us + BARREN_PAUSE_US
-            self._carry = None
-            self.made_progress()
+            self._end_carry(self._carry, now_us)
         self._start_writes(now_us)
         self._scrub.step(now_us, self._promoter.num_reads)
         if self._awaited and self.progress() is None:
@@ -279,15 +289,16 @@ class Mover(Space):
         """Done when the next batch settles, or when it turns out that none will; None when nothing is under way or
         queued that could."""
         busy = self._writes or self._promoter.num_reads or self._carry is not None
-        starved = self._far_full or (
-            self._starving_us is not None and self.clock.now_us() - self._starving_us >= STARVED_US
-        )
-        may = self.far is not None and self._dirty and not starved and self.far.usage().healthy
-        if not (busy or may):
+        now_us = self.clock.now_us()
+        starved = self._far_full or self._starved(now_us) or self.budget.is_used_up(now_us)
+        if not (busy or (self._dirty and not starved and self.far_is_well)):
             return None  # whoever waits already is told by the next step
         self._awaited = True
         self._promoter.hurry()
         return self._progress
+
+    def _starved(self, now_us: int) -> bool:
+        return self._starving_us is not None and now_us - self._starving_us >= STARVED_US
 
     def start(self) -> None:
         """Step in a thread of its own from now on."""
@@ -296,7 +307,8 @@ class Mover(Space):
 
     def _run(self) -> None:
         while not self._stopping:
-            self._wake.wait(TICK_S if self._starving_us is None else TICK_SHORT_S)
+            is_short = self._starving_us is not None and not self._starved(self.clock.now_us())
+            self._wake.wait(TICK_SHORT_S if is_short else TICK_S)
             self._wake.clear()
             try:
                 with self.lock:
@@ -336,12 +348,28 @@ class Mover(Space):
         return True
 
     @property
+    def far_is_well(self) -> bool:
+        """Whether the far tier may be asked for anything now. Needs no lock."""
+        return self.far is not None and self.far.usage().healthy
+
+    @property
+    def num_unwritten(self) -> int:
+        """Blocks that wait for their write-back or are being written."""
+        return self._num_dirty + sum(len(write.ids) for write in self._writes)
+
+    def give_up(self) -> None:
+        """The far tier was closed and answers nothing any more: let those look again who wait for it."""
+        self._promoter.give_up()
+        self.made_progress()
+
+    @property
     def num_views(self) -> int:
         """Views of near blocks that transfers under way hold."""
         return sum(len(write.ids) for write in self._writes) + self._promoter.num_blocks
 
     def stats(self) -> dict[str, Any]:
         """Counters of all movement."""
+        now_us = self.clock.now_us()
         return {
             "queued_blocks": self._num_dirty,
             "writes_under_way": len(self._writes),
@@ -355,6 +383,8 @@ class Mover(Space):
             "corrupt_blocks": self.corrupt_blocks,
             **self._scrub.stats(self.clock.now_us()),
             "defects": self.defects,
+            "endurance_left_nbytes": self.budget.left_nbytes(now_us),
+            "endurance_used_up": self.budget.is_used_up(now_us),
             "write_nbytes": self.write_bandwidth.total_nbytes,
             "write_us": self.write_bandwidth.total_us,
             "write_nbytes_per_s": self.write_bandwidth.nbytes_per_s,

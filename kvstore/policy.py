@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 BATCH_BLOCKS = 256  # what one scan of the lease tables is spread over (csrc/c/evict.h)
 READ_NBYTES = 4 << 20  # of a promotion's pieces
+DAY_US = 86_400_000_000
+ENDURANCE_BURST_US = DAY_US // 4  # a quarter of what may be written a day may be written at once
 SPARE_SHARE = 1024  # the spare slots of a tier are at most this part of it, so that small stores stay exact
 
 
@@ -53,6 +55,20 @@ def next_ready_us(ready_us: int, now_us: int, nbytes: int, nbytes_per_s: int) ->
     if nbytes_per_s == 0:
         return 0
     return max(ready_us, now_us) + nbytes * 1_000_000 // nbytes_per_s
+
+
+def endurance_full_us(full_us: int, now_us: int, nbytes: int, nbytes_per_day: int) -> int:
+    """When the day's budget, a bucket of ENDURANCE_BURST_US worth of it, is full again after `nbytes` were taken out of
+    what is full at `full_us`; nothing is ever missing when `nbytes_per_day` is 0, no limit."""
+    if nbytes_per_day == 0:
+        return 0
+    return max(full_us, now_us) + nbytes * DAY_US // nbytes_per_day
+
+
+def endurance_left_nbytes(full_us: int, now_us: int, nbytes_per_day: int) -> int:
+    """What is in the bucket now. The last batch may have taken more than there was: that is waited for, too."""
+    missing_us = max(0, full_us - now_us)
+    return max(0, ENDURANCE_BURST_US - missing_us) * nbytes_per_day // DAY_US
 
 
 @dataclass(slots=True)

@@ -64,7 +64,7 @@ class Promoter:
     def promote(self, ids: Ids, ns: int, deadline_us: int | None, *, drop_unwritten: bool) -> Promotion | None:
         """As Mover.promote."""
         mover = self._mover
-        if mover.far is None or not mover.far.usage().healthy:
+        if not mover.far_is_well:
             return None
         ids = ids[: max(0, mover.limits.promote_queue_blocks - self.num_blocks)]
         ids = ids[chosen(mover.index.promote_mark(ids))]
@@ -118,6 +118,11 @@ class Promoter:
         """Settle what is done."""
         while self._ends:
             self.settle(self._ends.popleft())
+
+    def give_up(self) -> None:
+        """The tier answers nothing any more: let those know who wait for a whole promotion."""
+        for promotion in {id(read.promotion): read.promotion for read in self._reads}.values():
+            promotion.settled.set_result(None)
 
     def settle(self, read: Read) -> None:
         """As Mover.settle."""

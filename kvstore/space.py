@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from kvstore import policy
+from kvstore._core import walk
 from kvstore._core.index import Index
 from kvstore.clock import Clock
 from kvstore.tiers.base import PLACE_NBYTES, Places, Tier
@@ -28,6 +29,7 @@ class Limits:
     promote_queue_blocks: int = 1 << 14
     write_nbytes_per_s: int = 0
     scrub_nbytes_per_s: int = 0  # 0: no scrubbing
+    write_nbytes_per_day: int = 0
     batches: policy.WriteBack = field(default_factory=policy.WriteBack)
 
 
@@ -101,7 +103,7 @@ class Space:
         window = self.near.vacate(self.sizes[ns].block_nbytes)
         if window is None:
             return False
-        ids = self.index.in_range(NEAR, *window)
+        ids = walk.in_range(self.index, NEAR, *window)
         keep = self.far is not None and not drop_unwritten
         freed, groups = self.index.evict_these(ids, keep, self.clock.time_s())
         self.give_back(groups)

@@ -15,12 +15,14 @@ from kvstore._core import index as core
 from kvstore._core.index import Index
 from kvstore._core.lease import LeaseTable
 from kvstore.arrays import Ids, Words
-from kvstore.checks import duration_us
+from kvstore.checks import duration_us, whole_number
 from kvstore.clock import Clock
 from kvstore.errors import InvalidRequest, LimitExceeded, Unavailable
+from kvstore.explain import why_absent
 from kvstore.handle import Namespace
 from kvstore.mover import Mover
 from kvstore.namespace import NamespaceSpec
+from kvstore.quota import Quotas
 from kvstore.space import Sizes, slot_nbytes
 from kvstore.tiers.base import PLACE_NBYTES, DurableTier, Entries, Places, Tier
 from kvstore.tiers.host import HostTier
@@ -29,6 +31,7 @@ log = logging.getLogger("kvstore")
 
 NAMESPACES_MAX = 65_535
 CLOSE_FLUSH_MS = 30_000
+QUOTA_NBYTES_MAX = 1 << 60
 
 Adopted = tuple[Places, NDArray[np.uint32], NDArray[np.uint32], Ids]  # places, sizes, last uses, ids
 
@@ -88,6 +91,7 @@ class BlockStore:
         self.abandoned: deque[tuple[Ids, int]] = deque()
         self._reserved: deque[tuple[int, Ids, Words]] = deque()
         self._ttl_us = reservation_ttl_ms * 1000
+        self.quotas = Quotas(mover)
         self._specs: dict[int, NamespaceSpec] = {}
         self._numbers: dict[str, int] = {}
         self._opened: set[int] = set()
@@ -100,17 +104,23 @@ class BlockStore:
 
     # ---- namespaces ----
 
-    def namespace(self, spec: NamespaceSpec) -> Namespace:
+    def namespace(self, spec: NamespaceSpec, quota_nbytes: int | None = None) -> Namespace:
         """Open a namespace: the first time it is made, later the spec must be equal.
 
-        Errors: NamespaceMismatch names the field that differs; InvalidRequest when a block does not fit into memory;
-        LimitExceeded over 65,535 namespaces.
+        `quota_nbytes`: what its blocks may take in all tiers together, each counted once and rounded up to 4 KiB; 0 is
+        no limit, None leaves what was set before, also by an earlier run over this disk. A put over it evicts the
+        namespace's own coldest blocks first. Errors: NamespaceMismatch names the field that differs; InvalidRequest
+        when a block does not fit into memory or the quota; LimitExceeded over 65,535 namespaces.
         """
         if not isinstance(spec, NamespaceSpec):
             raise InvalidRequest(f"namespace wants a NamespaceSpec, not {type(spec).__name__}")
         self.check_open()
         if slot_nbytes(spec.block_nbytes) > self.near_capacity:
             raise InvalidRequest(f"block_nbytes={spec.block_nbytes} does not fit into host.nbytes={self.near_capacity}")
+        if quota_nbytes is not None:
+            whole_number("quota_nbytes", quota_nbytes, 0, QUOTA_NBYTES_MAX)
+            if 0 < quota_nbytes < slot_nbytes(spec.block_nbytes):
+                raise InvalidRequest(f"quota_nbytes={quota_nbytes} is less than one block, {spec.block_nbytes} bytes")
         if isinstance(self.far, DurableTier) and spec.block_nbytes > self.far.block_nbytes_max:
             raise InvalidRequest(
                 f"block_nbytes={spec.block_nbytes} does not fit into a segment of the {self.far_name} tier, "
@@ -126,6 +136,8 @@ class BlockStore:
                 number = self._next_number()
                 self._define(number, spec)
             self._opened.add(number)
+            if quota_nbytes is not None:
+                self.quotas.set(number, quota_nbytes)
         return Namespace(self, number, spec)
 
     def _next_number(self) -> int:
@@ -208,6 +220,26 @@ class BlockStore:
             self.mover.drop_entries(wanted, ns)
         return int(self.index.num_free)
 
+    def why_full(self, ns: int, what: str) -> str:
+        """Why new blocks of a namespace get no place: "memory", "index" or "quota" is full."""
+        if what == "quota":
+            return f"over the namespace's quota, and nothing more of it can go: {self.quotas.text(ns)}"
+        if what == "index":
+            return f"no free index entry: index.entries_max={self.index.counts()['entries_max']}"
+        return f"no room in memory: host.nbytes={self.near_capacity} is leased or being written"
+
+    def explain(self, ns: int, block_id: int, reason: int, time_s: int) -> str:
+        """Where a block is read from, or, if it has no id, why it is not there."""
+        if block_id == core.NONE:
+            age_s = self.clock.time_s() - time_s
+            text = why_absent(reason, age_s, self.policy_name, has_far=self.far is not None)
+            return f"{text} ({self.quotas.text(ns)})" if reason == core.OVER_QUOTA else text
+        ids = np.array([block_id], dtype=np.uint32)
+        if int(self.index.words(ids)[0]) & 0xFF == core.WRITING:
+            return "being written"
+        near, *_ = self.index.describe(ids)
+        return self.near.name if near[0] != core.NONE else self.far_name
+
     def watch(self, ids: Ids, words: Words) -> None:
         """These ids were reserved just now, with these state words, and may not stay so for ever."""
         if len(ids):
@@ -289,7 +321,12 @@ class BlockStore:
                 "index": counts | {"nbytes_per_entry": self.index.nbytes_per_entry},
                 "mover": self.mover.stats(),
                 "namespaces": {
-                    spec.title: {"blocks": self.index.num_blocks(number), "block_nbytes": spec.block_nbytes}
+                    spec.title: {
+                        "blocks": self.index.num_blocks(number),
+                        "block_nbytes": spec.block_nbytes,
+                        "used_nbytes": self.quotas.used_nbytes(number),
+                        "quota_nbytes": self.quotas.quota_nbytes(number),
+                    }
                     for number, spec in self._specs.items()
                 },
             }
@@ -303,6 +340,7 @@ class BlockStore:
             "capacity_nbytes": usage.capacity_nbytes if capacity_nbytes is None else capacity_nbytes,
             "healthy": usage.healthy,
             "reason": usage.reason,
+            **usage.facts,
         }
 
     def check(self) -> None:
@@ -318,6 +356,8 @@ class BlockStore:
     def close(self, flush_ms: float = CLOSE_FLUSH_MS) -> None:
         """Write back for at most `flush_ms` if it can outlive the process, then let go of memory and files. Idempotent.
 
+        The log says what was not written. A device that does not answer is waited for half a minute, then the process
+        keeps the memory that it may still use.
         Errors: Unavailable while views of blocks are in use; the store is still open then. InvalidRequest.
         """
         flush_us = duration_us("flush_ms", flush_ms)
@@ -337,6 +377,13 @@ class BlockStore:
             self.far.close()
         with self.lock:
             self.mover.step()  # what the tier finished or refused at its end
+            self.mover.give_up()
+        left = self.mover.num_unwritten
+        if left and flush_us > 0 and isinstance(self.far, DurableTier):
+            log.warning("%d blocks were not written to the %s tier; they are gone", left, self.far_name)
+        if self.mover.num_views:
+            log.error("%d blocks are still being moved: host memory is not given back", self.mover.num_views)
+            return
         self.near.close()
 
     def _check_unused(self) -> None:

@@ -133,15 +133,20 @@ static void free_far(kv_index *index, uint32_t id, kv_freed *freed) {
     index->counts.far_nbytes -= slot_nbytes(index, id);
 }
 
+/* Does the block leave the cache when it leaves `tier`? `whole`: it leaves all of them. */
+static int is_last(const kv_index *index, uint32_t id, enum kv_tier tier, int whole) {
+    return whole || tier == KV_FAR || index->links[id].far == KV_NONE;
+}
+
 /* Takes `id` out of its order as a candidate, and out of its parent's child counts as if it were gone, so that the
  * parent may be the next candidate of the same batch; then the parent inherits the position. */
-static void take(kv_index *index, uint32_t id, enum kv_tier tier) {
+static void take(kv_index *index, uint32_t id, enum kv_tier tier, int whole) {
     uint32_t parent = index->records[id].parent, heir = KV_NONE;
     if (parent != KV_NONE) {
         const kv_record *above = &index->records[parent];
         kv_links *links = &index->links[parent];
         if (tier == KV_NEAR) links->near_kids--;
-        if (tier == KV_FAR || index->links[id].far == KV_NONE) links->kids--;
+        if (is_last(index, id, tier, whole)) links->kids--;
         uint32_t left = tier == KV_NEAR ? links->near_kids : links->kids;
         int listed = above->flags & (KV_LISTED_NEAR | KV_LISTED_FAR);
         if (left == 0 && !listed && kv_is_near(above) == (tier == KV_NEAR) && kv_state_of(above) == KV_VALID)
@@ -152,12 +157,12 @@ static void take(kv_index *index, uint32_t id, enum kv_tier tier) {
 }
 
 /* A lease won: the block stays, and so does everything above it (which the access covers). */
-static void spare(kv_index *index, uint32_t id, enum kv_tier tier, int leased) {
+static void spare(kv_index *index, uint32_t id, enum kv_tier tier, int whole, int leased) {
     uint32_t parent = index->records[id].parent;
     kv_set_state(index, id, KV_VALID, 0);
     if (parent != KV_NONE) {
         if (tier == KV_NEAR) index->links[parent].near_kids++;
-        if (tier == KV_FAR || index->links[id].far == KV_NONE) index->links[parent].kids++;
+        if (is_last(index, id, tier, whole)) index->links[parent].kids++;
     }
     if (leased) index->policy->access(index, id); /* in use now: as good as used just now */
     index->counts.spared++;
@@ -197,7 +202,7 @@ static uint64_t settle_near(kv_index *index, const uint32_t *ids, uint32_t num_i
     for (uint32_t i = 0; i < num_ids; i++) {
         uint32_t id = ids[i];
         if (leased[i] || index->links[id].near_kids > 0) {
-            spare(index, id, KV_NEAR, leased[i]);
+            spare(index, id, KV_NEAR, 0, leased[i]);
             continue;
         }
         freed_nbytes += slot_nbytes(index, id);
@@ -257,7 +262,7 @@ uint64_t kv_evict_near(kv_index *index, uint64_t wanted_nbytes, int keep_unwritt
             } else if (choice == HIDE) {
                 index->policy->leave(index, id, KV_NONE);
             } else {
-                take(index, id, KV_NEAR);
+                take(index, id, KV_NEAR, 0);
                 batch[num_batch++] = id;
                 batch_nbytes += slot_nbytes(index, id);
             }
@@ -277,7 +282,7 @@ uint64_t kv_evict_these(kv_index *index, const uint32_t *ids, uint32_t num_ids, 
             const kv_record *record = &index->records[ids[i]];
             if (kv_state_of(record) != KV_VALID || !kv_is_near(record)) continue;
             if (choose_near(index, ids[i], keep_unwritten, index->clock) != TAKE) continue;
-            take(index, ids[i], KV_NEAR);
+            take(index, ids[i], KV_NEAR, 0);
             uint64_t nbytes = settle_near(index, &ids[i], 1, freed);
             freed_nbytes += nbytes;
             progress |= nbytes > 0;
@@ -294,7 +299,7 @@ static uint64_t settle_far(kv_index *index, const uint32_t *ids, uint32_t num_id
     for (uint32_t i = 0; i < num_ids; i++) {
         uint32_t id = ids[i];
         if (leased[i] || index->links[id].kids > 0) {
-            spare(index, id, KV_FAR, leased[i]);
+            spare(index, id, KV_FAR, 0, leased[i]);
             continue;
         }
         freed_nbytes += slot_nbytes(index, id);
@@ -324,7 +329,7 @@ uint64_t kv_evict_far(kv_index *index, uint64_t wanted_nbytes, kv_freed *freed) 
                 index->policy->leave(index, id, KV_NONE); /* listed again when its last child goes */
                 continue;
             }
-            take(index, id, KV_FAR);
+            take(index, id, KV_FAR, 0);
             batch[num_batch++] = id;
             batch_nbytes += slot_nbytes(index, id);
         }
@@ -332,6 +337,92 @@ uint64_t kv_evict_far(kv_index *index, uint64_t wanted_nbytes, kv_freed *freed) 
         freed_nbytes += settle_far(index, batch, num_batch, freed);
         if (freed_nbytes >= wanted_nbytes) return freed_nbytes;
     }
+}
+
+static int may_leave(const kv_index *index, uint32_t id, uint16_t ns) {
+    const kv_record *record = &index->records[id];
+    const kv_links *links = &index->links[id];
+    return record->ns == ns && links->kids == 0 && links->near_kids == 0 &&
+           !(record->flags & (KV_WRITEBACK | KV_PROMOTING));
+}
+
+static uint32_t settle_whole(kv_index *index, const uint32_t *ids, uint32_t num_ids, enum kv_tier tier,
+                             kv_freed *freed) {
+    uint8_t leased[KV_BATCH];
+    uint32_t num_gone = 0;
+    writer_fence();
+    prefetch_homes(index, ids, num_ids);
+    kv_evict_leased(index, ids, num_ids, leased);
+    for (uint32_t i = 0; i < num_ids; i++) {
+        uint32_t id = ids[i];
+        int is_written = index->links[id].far != KV_NONE;
+        if (leased[i] || index->links[id].kids > 0 || index->links[id].near_kids > 0) {
+            spare(index, id, tier, 1, leased[i]);
+            continue;
+        }
+        index->counts.dropped_unwritten += !is_written;
+        index->counts.evicted_near += tier == KV_NEAR;
+        index->counts.evicted_far += tier == KV_FAR;
+        if (tier == KV_NEAR) free_near(index, id, freed);
+        if (is_written) free_far(index, id, freed);
+        drop(index, id, KV_WAS_OVER_QUOTA);
+        num_gone++;
+    }
+    return num_gone;
+}
+
+typedef struct {
+    uint16_t ns;
+    enum kv_tier tier;
+    uint32_t began;   /* number of the last access before the walk */
+    uint32_t visits;  /* what may still be looked at */
+    int wrapped;      /* it began at the cold end, or is there again */
+} kv_search;
+
+/* One batch of a namespace out of one order, from its cursor on; fewer than wanted at the end of the walk. */
+static uint32_t take_of_namespace(kv_index *index, kv_search *walk, uint32_t *batch, uint32_t num_wanted) {
+    const uint16_t listed = walk->tier == KV_NEAR ? KV_LISTED_NEAR : KV_LISTED_FAR;
+    uint32_t *cursor = &index->namespaces[walk->ns].cursor[walk->tier], num_batch = 0;
+    uint32_t after = *cursor > 0 && index->records[*cursor - 1].flags & listed ? *cursor - 1 : KV_NONE;
+    if (after == KV_NONE) walk->wrapped = 1;
+    while (num_batch < num_wanted && walk->visits > 0) {
+        uint32_t id = index->policy->coldest(index, walk->tier, after);
+        if (id == KV_NONE || walked(index, id, walk->began)) {
+            after = KV_NONE;
+            if (walk->wrapped) break;
+            walk->wrapped = 1;
+            continue;
+        }
+        walk->visits--;
+        if (may_leave(index, id, walk->ns)) {
+            take(index, id, walk->tier, 1);
+            batch[num_batch++] = id;
+        } else {
+            after = id;
+        }
+    }
+    *cursor = after == KV_NONE ? 0 : after + 1;
+    return num_batch;
+}
+
+uint32_t kv_evict_namespace(kv_index *index, uint16_t ns, uint32_t num_blocks, kv_freed *freed) {
+    kv_evict_drain(index);
+    kv_search walk = {.ns = ns, .tier = KV_FAR, .began = index->clock, .visits = KV_WALK_MAX};
+    uint32_t num_gone = 0;
+    int num_barren = 0; /* walks in a row that took nothing; a near child that left may have bared a far parent */
+    while (num_gone < num_blocks && walk.visits > 0 && num_barren < 2 && freed->num_near + KV_BATCH <= freed->capacity &&
+           freed->num_far + KV_BATCH <= freed->capacity) {
+        uint32_t batch[KV_BATCH], num_left = num_blocks - num_gone;
+        uint32_t most = num_left < KV_BATCH ? num_left : KV_BATCH;
+        uint32_t num_batch = take_of_namespace(index, &walk, batch, most);
+        uint32_t num_now = settle_whole(index, batch, num_batch, walk.tier, freed);
+        num_gone += num_now;
+        num_barren = num_now ? 0 : num_barren + 1;
+        if (num_batch == most) continue;
+        walk.tier = walk.tier == KV_FAR ? KV_NEAR : KV_FAR;
+        walk.wrapped = 0;
+    }
+    return num_gone;
 }
 
 uint32_t kv_evict_reap(kv_index *index, kv_freed *freed) {

@@ -25,6 +25,11 @@ void kv_evict_drain(kv_index *index);
 uint64_t kv_evict_near(kv_index *index, uint64_t wanted_nbytes, int keep_unwritten, kv_freed *freed);
 /* Evict blocks whose only copy is far, coldest leaf first. */
 uint64_t kv_evict_far(kv_index *index, uint64_t wanted_nbytes, kv_freed *freed);
+/* Evict blocks of one namespace from every tier, until `num_blocks` of them are gone or no more can go: the coldest leaf
+ * that is only far first, then the coldest near one. At most KV_WALK_MAX entries of the orders are looked at; the next
+ * call goes on from there. Returns how many are gone. */
+#define KV_WALK_MAX 65536
+uint32_t kv_evict_namespace(kv_index *index, uint16_t ns, uint32_t num_blocks, kv_freed *freed);
 /* Evict the near copies of exactly these ids as far as they may go (parents after children). */
 uint64_t kv_evict_these(kv_index *index, const uint32_t *ids, uint32_t num_ids, int keep_unwritten, kv_freed *freed);
 /* Hand out the places of removed blocks that no lease holds any more. */

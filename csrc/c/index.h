@@ -102,6 +102,7 @@ typedef struct {
     uint64_t slot_nbytes; /* bytes that one block takes in a tier */
     uint32_t all_parts;   /* bit mask of the shards that make a block complete */
     uint32_t num_entries; /* stored or being written */
+    uint32_t cursor[2];   /* id + 1 behind which the walk of an order went on to look for its blocks; 0: from the cold end */
 } kv_ns;
 
 typedef struct {
@@ -117,6 +118,7 @@ enum kv_reason {
     KV_WAS_REMOVED = 3,
     KV_WAS_CORRUPT = 4,
     KV_WAS_ABANDONED = 5, /* reserved, never committed */
+    KV_WAS_OVER_QUOTA = 6, /* evicted to make room within its namespace */
 };
 
 #define KV_GHOSTS (1u << 16)

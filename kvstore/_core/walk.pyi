@@ -5,6 +5,7 @@ from kvstore._core.index import Index
 
 _Ids = NDArray[np.uint32]
 
+def in_range(index: Index, tier: int, first: int, last: int) -> _Ids: ...
 def far_in_range(index: Index, at: int, look_max: int, first: int, last: int) -> tuple[_Ids, int]: ...
 def used_since(
     index: Index, at: int, look_max: int, found_max: int, since: int

@@ -4,19 +4,19 @@ A *place* is a 32-bit number that names where a block lies inside one tier, in u
 tier's start (a host arena: offset / 4 KiB; a disk: segment * 65,536 + offset / 4 KiB). A tier knows places, sizes
 and bytes; what a block means, who may use it and which block leaves is the store's and the mover's business.
 
-Threads: `allocate`, `free`, `vacate` and `usage` are called under the store's lock and must not block on a device.
-`write`, `read` and `flush` may be called from any thread and answer through a future; the buffers handed in stay
-alive and unchanged (writes) or untouched by others (reads) until that future is done. A fault is an Outcome per
-block, never an exception in the future; a tier never raises for what a device does.
+Threads: `allocate`, `free` and `vacate` are called under the store's lock, `usage` from anywhere; none of them may
+block on a device. `write`, `read` and `flush` may be called from any thread and answer through a future; the buffers
+handed in stay alive and unchanged (writes) or untouched by others (reads) until that future is done. A fault is an
+Outcome per block, never an exception in the future; a tier never raises for what a device does.
 """
 
 from __future__ import annotations
 
 import enum
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -67,6 +67,7 @@ class Usage:
     capacity_nbytes: int  # what `used_nbytes` may reach
     healthy: bool
     reason: str  # why not healthy; "" when it is
+    facts: Mapping[str, str] = field(default_factory=dict)  # what else an operator has to know of this kind of tier
 
 
 class Tier(Protocol):
@@ -108,7 +109,8 @@ class Tier(Protocol):
         """Done when everything written before this call is durable (at once where nothing can be)."""
 
     def close(self) -> None:
-        """Finish what is under way and let go of the device. Idempotent."""
+        """Finish what is under way and let go of the device; give up waiting for one that does not answer: then futures
+        are left, and their buffers are the tier's for ever. Idempotent."""
 
 
 @runtime_checkable
@@ -124,6 +126,12 @@ class DurableTier(Tier, Protocol):
 
     def remember_namespace(self, number: int, text: str) -> None:
         """Durable with the next flush, and before any block of it."""
+
+    def quotas(self) -> dict[int, int]:
+        """Bytes that an earlier run said the namespace of a number may take."""
+
+    def remember_quota(self, number: int, nbytes: int) -> None:
+        """Durable with the next flush; 0 is no limit."""
 
     def recover(self) -> Iterator[tuple[Places, Entries, NDArray[np.uint32]]]:
         """What an earlier run left, in write order: places, entries, and when each was last used (unix seconds).

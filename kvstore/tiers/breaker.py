@@ -20,19 +20,23 @@ class Breaker:
         self._backoff_us = BACKOFF_FIRST_US
         self._reason = ""
 
-    def succeed(self) -> None:
-        """The device answered: closed, and as patient as at first."""
+    def succeed(self) -> bool:
+        """The device answered: closed, and as patient as at first. Was it open, or about to try again?"""
+        was_open = self._num_failures >= FAILURES_MAX
         self._num_failures, self._open_until_us = 0, 0
         self._backoff_us, self._reason = BACKOFF_FIRST_US, ""
+        return was_open
 
-    def fail(self, reason: str, now_us: int) -> None:
-        """The device failed: open after FAILURES_MAX in a row, each time for longer."""
+    def fail(self, reason: str, now_us: int) -> bool:
+        """The device failed: open after FAILURES_MAX in a row, each time for longer. Is this the first opening since
+        the last success?"""
         self._num_failures += 1
         self._reason = reason
         if self._num_failures < FAILURES_MAX or now_us < self._open_until_us:
-            return
+            return False
         self._open_until_us = now_us + self._backoff_us
         self._backoff_us = min(2 * self._backoff_us, BACKOFF_MAX_US)
+        return self._num_failures == FAILURES_MAX
 
     def reason(self, now_us: int) -> str:
         """Why nothing may be tried now; "" when it may."""

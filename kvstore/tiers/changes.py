@@ -44,6 +44,14 @@ class Name:
 
 
 @dataclass(frozen=True, slots=True)
+class Quota:
+    """How many bytes the blocks of a namespace may take; 0: no limit."""
+
+    namespace: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Use:
     """When blocks of a segment were last used: USE rows."""
 
@@ -51,4 +59,4 @@ class Use:
     rows: NDArray[Any]
 
 
-Change = Put | Forget | Clean | Name | Use
+Change = Put | Forget | Clean | Name | Quota | Use

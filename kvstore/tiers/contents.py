@@ -106,7 +106,7 @@ class Contents:
         self._match_files()
         self._match_places()
         self._match_namespaces(self._read_namespaces())
-        self._read_uses()
+        self._read_uses_and_quotas()
 
     def _read_rows(self) -> None:
         found: list[tuple[int, Row]] = []
@@ -178,10 +178,13 @@ class Contents:
         self.blame(np.flatnonzero(self.good & (sizes == 0)), Kind.BLOCKS_UNKNOWN)
         self.blame(np.flatnonzero(self.good & (sizes != self.entries["nbytes"])), Kind.BLOCKS_MISSIZED)
 
-    def _read_uses(self) -> None:
+    def _read_uses_and_quotas(self) -> None:
         for key, value in read_records(self.manifest, b"usage"):
             if len(key) != SEGMENT_KEY.size or len(value) % USE.itemsize:
                 self._reject(b"usage", key, Kind.USES_MALFORMED, f"key {key.hex()}")
+        for key, value in read_records(self.manifest, b"quotas"):
+            if len(key) != NAMESPACE_KEY.size or len(value) != U64.size:
+                self._reject(b"quotas", key, Kind.QUOTAS_MALFORMED, f"key {key.hex()}")
 
     def _reject(self, database: bytes, key: bytes, kind: Kind, name: str) -> None:
         self.bad_records.append((database, key))

@@ -8,7 +8,6 @@ its data is durable, and every read is verified; docs/formats.md has the formats
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import threading
@@ -22,24 +21,23 @@ from numpy.typing import NDArray
 
 from kvstore.errors import ConfigInvalid, InvalidRequest, LimitExceeded, Unavailable
 from kvstore.tiers.base import PLACE_NBYTES, Buffer, Entries, Outcome, Outcomes, Places, Usage, done
-from kvstore.tiers.breaker import Breaker
-from kvstore.tiers.changes import Clean, Forget, Name, Put, Use
+from kvstore.tiers.changes import Clean, Forget, Name, Put, Quota, Use
 from kvstore.tiers.checks import check_batch, check_entries, check_places, pages_of_buffers
 from kvstore.tiers.disk_folder import DiskFolder
 from kvstore.tiers.disk_io import DiskIO, Result, Transfer, monotonic_us, when_all_done
 from kvstore.tiers.geometry import NUM_SEGMENTS_MIN, PLACES_PER_SEGMENT, Geometry, capacity_for
+from kvstore.tiers.health import NO_ROOM_ERRNOS, Health
+from kvstore.tiers.holdings import open_holdings
 from kvstore.tiers.journal import Journal
-from kvstore.tiers.manifest import Manifest, ManifestError
 from kvstore.tiers.manifest_rows import USE
 from kvstore.tiers.preparer import Preparer
 from kvstore.tiers.recovery import last_uses, surviving_entries
-from kvstore.tiers.segment_files import SegmentFiles
-from kvstore.tiers.segments import SegmentTable, State, by_segment
+from kvstore.tiers.segments import State, by_segment
 
 __all__ = ["DiskTier", "capacity_for"]
 
-NO_ROOM_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 NAMESPACE_TEXT_NBYTES_MAX = 65_536
+CLOSE_WAIT_S = 30.0  # for a device that does not answer
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +47,8 @@ class DiskTier:
 
     `capacity_nbytes` limits the segment files; what blocks may take of it is usage().capacity_nbytes, see
     capacity_for(). `segment_nbytes`: a power of two from 1 MiB to 256 MiB, by default the one the folder was
-    made with, else the largest of which there are 16; no block may be larger. Deadlines are in `clock_us`.
+    made with, else the largest of which there are 16; no block may be larger. No segment file is made that would leave
+    the file system less than `free_nbytes_min`. Deadlines are in `clock_us`.
     Reopening: recover(), then adopt() once, then allocate(). Errors: ConfigInvalid, LimitExceeded,
     Unavailable; a tier that cannot be opened leaves nothing behind.
     """
@@ -62,6 +61,7 @@ class DiskTier:
         *,
         capacity_nbytes: int,
         segment_nbytes: int | None = None,
+        free_nbytes_min: int = 0,
         io_threads: int = 4,
         io_depth: int = 32,
         clock_us: Callable[[], int] = monotonic_us,
@@ -71,27 +71,30 @@ class DiskTier:
             raise ConfigInvalid(f"disk io_threads={io_threads}; allowed: from 1 to 256")
         geometry = Geometry.choose(capacity_nbytes, segment_nbytes)
         self._clock_us, self._time_s = clock_us, time_s
-        self._lock = threading.Lock()  # guards the table, the breakers and what is declared below
+        self._lock = threading.Lock()  # guards the table and what is declared below
         self._closed = False
         self._adopted = False
         self._recovered: list[Places] = []  # until adopt()
         self._writing: set[Future[Outcomes]] = set()
-        self._write_breaker, self._read_breaker = Breaker(), Breaker()
-        self._manifest_reason = ""
-        self.num_dropped = 0  # entries, rows and whole manifests that could not be used when the tier was opened
         self._folder = DiskFolder(Path(path).absolute(), NUM_SEGMENTS_MIN * geometry.segment_nbytes)
         try:
-            self._load(capacity_nbytes, segment_nbytes)
+            held = open_holdings(self._folder, capacity_nbytes, segment_nbytes, free_nbytes_min, int(time_s()))
         except OSError as error:
             self._folder.abandon()
             raise Unavailable(f"disk path {path} cannot be used: {error}") from error
         except BaseException:
             self._folder.abandon()
             raise
-        self._io = DiskIO(self._files, io_threads, io_depth)
+        self._manifest, self._geometry, self._files = held.manifest, held.geometry, held.files
+        self._table, self._names, self._quotas = held.table, held.names, held.quotas
+        self.num_dropped = held.num_dropped  # entries, rows and whole manifests of the folder that cannot be used
+        self._health = Health(str(self._folder.path), clock_us)
+        self._io = DiskIO(self._files, io_threads, io_depth, watch=self._health.watch)
         if self._io.refusal:
             log.warning("disk I/O runs on %d threads: io_uring is refused (%s)", io_threads, self._io.refusal)
-        self._journal = Journal(self._manifest, self._files.sync, self._cleaned, self._reported)
+        else:
+            log.info("disk I/O runs on %s", self._io.kind)
+        self._journal = Journal(self._manifest, self._files.sync, self._cleaned, self._health.reported)
         self._preparer = Preparer(self._table, self._lock, self._files, self._io.cancel)
 
     @property
@@ -152,6 +155,7 @@ class DiskTier:
             entries["time_s"][entries["time_s"] == 0] = int(self._time_s())
             no_checksums = np.zeros(len(places), dtype=np.uint64)
             transfer = Transfer(True, places, buffers, no_checksums, self._until_us(deadline_us), finish)
+            self._health.began(int(nbytes.sum()))
             self._writing.add(transfer.future)
             transfer.future.add_done_callback(self._forget_writing)
             return self._io.submit(transfer)
@@ -164,9 +168,13 @@ class DiskTier:
         deadline_us: int | None = None,
     ) -> Future[Outcomes]:
         """As the contract says. Errors: InvalidRequest for what cannot be a place of such a block."""
-        pages, _ = pages_of_buffers(buffers, writable=True)
+        pages, nbytes = pages_of_buffers(buffers, writable=True)
         check_batch(places, buffers)
         check_batch(checksums, buffers, name="checksums", dtype=np.dtype(np.uint64))
+
+        def finish(result: Result) -> None:
+            self._health.ended(result, int(nbytes.sum()), writing=False)
+
         outside = places // PLACES_PER_SEGMENT >= self._geometry.num_segments
         outside |= places % PLACES_PER_SEGMENT + pages > self._geometry.pages_per_segment
         if outside.any():
@@ -175,7 +183,8 @@ class DiskTier:
         with self._lock:
             if self._closed or len(places) == 0:
                 return done(np.full(len(places), Outcome.CLOSED, dtype=np.uint8))
-            transfer = Transfer(False, places, buffers, checksums, self._until_us(deadline_us), self._did_read)
+            transfer = Transfer(False, places, buffers, checksums, self._until_us(deadline_us), finish)
+            self._health.began(int(nbytes.sum()))
             return self._io.submit(transfer)
 
     def vacate(self, nbytes: int) -> tuple[int, int] | None:
@@ -190,7 +199,12 @@ class DiskTier:
         with self._lock:
             reason = self._reason()
             table = self._table
-            return Usage(table.num_blocks, table.used_nbytes, table.capacity_nbytes, not reason, reason)
+            facts = {
+                "io_engine": self._io.kind,
+                "io_engine_reason": self._io.refusal,
+                "growth_reason": "" if table.absent_usable else self._preparer.refusal,
+            }
+            return Usage(table.num_blocks, table.used_nbytes, table.capacity_nbytes, not reason, reason, facts)
 
     def flush(self) -> Future[None]:
         """As the contract says. When the manifest or a segment cannot be made durable, the future has
@@ -199,8 +213,8 @@ class DiskTier:
         future.set_running_or_notify_cancel()
         with self._lock:
             if self._closed:
-                if self._manifest_reason:
-                    future.set_exception(Unavailable(f"disk tier: not durable: {self._manifest_reason}"))
+                if self._health.not_durable:
+                    future.set_exception(Unavailable(f"disk tier: not durable: {self._health.not_durable}"))
                 else:
                     future.set_result(None)
                 return future
@@ -209,12 +223,21 @@ class DiskTier:
         return future
 
     def close(self) -> None:
-        """As the contract says: blocks not yet begun are CLOSED, what was written is committed."""
+        """As the contract says: blocks not yet begun are CLOSED, what was written is committed. A device that does not
+        answer for CLOSE_WAIT_S is left alone, and the folder stays in use until it does or the process ends."""
         with self._lock:
             if self._closed:
                 return
             self._closed = True
         self._io.cancel[0] = 1
+        closer = threading.Thread(target=self._shut, name="kvstore-disk-close", daemon=True)
+        closer.start()
+        closer.join(CLOSE_WAIT_S)
+        if closer.is_alive():
+            self._health.given_up(f"the device did not answer for {CLOSE_WAIT_S:g} s when the tier was closed")
+
+    def _shut(self) -> None:
+        """Let go of everything, in the order in which it is used."""
         self._preparer.close()
         self._io.close()
         self._journal.close()
@@ -293,44 +316,19 @@ class DiskTier:
         with self._lock:
             return dict(self._names)
 
-    def _load(self, capacity_nbytes: int, segment_nbytes: int | None) -> None:
-        """Open what the folder holds. Errors: ConfigInvalid, Unavailable, OSError."""
-        now_s = int(self._time_s())
-        self._manifest = Manifest(self._folder.manifest, capacity_nbytes, now_s)
-        self.num_dropped += self._manifest.was_damaged
-        try:
-            stored = self._manifest.segment_nbytes
-            if stored and segment_nbytes and stored != segment_nbytes:
-                raise ConfigInvalid(
-                    f"disk segment_nbytes={segment_nbytes}, but {self._folder.path} was made with {stored}; "
-                    f"allowed: {stored}, or an empty folder"
-                )
-            self._geometry = Geometry.choose(capacity_nbytes, stored or segment_nbytes)
-            if stored is None:
-                self._folder.sync()
-                self._manifest.initialise(self._geometry.segment_nbytes, now_s)
-            self._names = self._manifest.namespaces()
-            self._files = SegmentFiles(self._folder.segments, self._geometry.segment_nbytes)
-            self._match_files()
-        except ManifestError as error:
-            self._manifest.close()
-            raise Unavailable(f"{self._folder.manifest}: {error}") from error
-        except BaseException:
-            self._manifest.close()
-            raise
+    def remember_quota(self, number: int, nbytes: int) -> None:
+        """As DurableTier. Errors: InvalidRequest."""
+        if not 0 <= number < 1 << 32 or not 0 <= nbytes < 1 << 64:
+            raise InvalidRequest(f"number={number}, nbytes={nbytes}; allowed: 32 and 64 bits without sign")
+        with self._lock:
+            if not self._closed:
+                self._quotas[number] = nbytes
+                self._journal.add(Quota(number, nbytes))
 
-    def _match_files(self) -> None:
-        """Drop the rows of segments without a usable file, then the files without a usable number."""
-        written = self._files.existing(self._geometry.num_segments)
-        holding = self._manifest.segments()
-        lost = [segment for segment in holding if segment not in written]
-        if lost:
-            self.num_dropped += sum(len(row.entries) for segment in lost for row in self._manifest.rows(segment)[0])
-            self._manifest.apply([Clean(segment) for segment in lost])
-            log.warning("%s: %d segments have no usable file; their blocks are gone", self._folder.path, len(lost))
-        self._files.remove_others(written)
-        recovered = [segment for segment in holding if segment in written]
-        self._table = SegmentTable(self._geometry, written, recovered, self._manifest.seq)
+    def quotas(self) -> dict[int, int]:
+        """As DurableTier: number → bytes."""
+        with self._lock:
+            return dict(self._quotas)
 
     def _until_us(self, deadline_us: int | None) -> int | None:
         """A deadline of the tier's clock as one of CLOCK_MONOTONIC, which the workers look at."""
@@ -341,9 +339,8 @@ class DiskTier:
         if self._closed:
             return "closed"
         if not self._table.capacity_nbytes:
-            return f"no room for segments in the file system of {self._folder.path}"
-        now_us = self._clock_us()
-        return self._write_breaker.reason(now_us) or self._read_breaker.reason(now_us)
+            return f"no room for segments in the file system of {self._folder.path}: {self._preparer.refusal}"
+        return self._health.reason()
 
     def _clean(self) -> None:
         """Have the rows of emptied segments deleted. Caller holds the lock."""
@@ -354,12 +351,6 @@ class DiskTier:
         with self._lock:
             for segment in segments:
                 self._table.set_clean(segment)
-
-    def _reported(self, reason: str) -> None:
-        with self._lock:
-            self._manifest_reason = reason
-            if reason:
-                self._write_breaker.fail(reason, self._clock_us())
 
     def _forget_writing(self, future: Future[Outcomes]) -> None:
         with self._lock:
@@ -372,8 +363,10 @@ class DiskTier:
             for segment, positions in by_segment(places):
                 living = self._table.end_write(segment, places[positions] % PLACES_PER_SEGMENT, pages[positions])
                 if segment in result.refused:
-                    if result.errnos[positions].max() in NO_ROOM_ERRNOS:
+                    code = int(result.errnos[positions].max())
+                    if code in NO_ROOM_ERRNOS:
                         self._table.refuse_absent(segment)
+                        self._preparer.refuse(OSError(code, os.strerror(code)))
                     continue
                 self._table.set_written(segment)
                 kept = positions[living & (result.outcomes[positions] == Outcome.OK)]
@@ -381,20 +374,5 @@ class DiskTier:
                     # Under the same lock as end_write(): a Clean of this segment can only come after the Put.
                     put = Put(segment, int(self._table.opening[segment]), entries[kept])
                     self._journal.add(put, int(put.entries["nbytes"].sum()))
-            self._judge(self._write_breaker, result, "write")
             self._clean()
-
-    def _did_read(self, result: Result) -> None:
-        with self._lock:
-            self._judge(self._read_breaker, result, "read")
-
-    def _judge(self, breaker: Breaker, result: Result, verb: str) -> None:
-        """Tell a breaker how a transfer went. Caller holds the lock."""
-        if not result.outcomes.any():  # nearly always; OK is 0
-            breaker.succeed()
-            return
-        failed = np.flatnonzero(result.outcomes == Outcome.IO_ERROR)
-        if failed.size:
-            breaker.fail(f"{verb}: {os.strerror(int(result.errnos[failed[0]]))}", self._clock_us())
-        elif (result.outcomes == Outcome.OK).any():
-            breaker.succeed()
+        self._health.ended(result, int(entries["nbytes"].sum()), writing=True)

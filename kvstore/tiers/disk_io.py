@@ -18,6 +18,8 @@ from kvstore.tiers.base import PLACE_NBYTES, Buffer, Outcome, Outcomes, Places
 from kvstore.tiers.geometry import PLACES_PER_SEGMENT
 from kvstore.tiers.segment_files import SegmentFiles
 
+WATCH_US = 1_000_000
+
 log = logging.getLogger(__name__)
 
 
@@ -49,10 +51,22 @@ class Transfer:
 
 
 class DiskIO:
-    """Owns the engine, the thread that opens files and the one that collects results. Thread-safe until close()."""
+    """Owns the engine, the thread that opens files and the one that collects results. Thread-safe until close().
 
-    def __init__(self, files: SegmentFiles, num_threads: int, depth: int, *, allow_ring: bool = True) -> None:
-        self._files = files
+    `watch` is called by the latter at least every WATCH_US while it waits for results.
+    """
+
+    def __init__(
+        self,
+        files: SegmentFiles,
+        num_threads: int,
+        depth: int,
+        *,
+        allow_ring: bool = True,
+        watch: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._files, self._watch = files, watch
+        self._stopped = False
         self.cancel: NDArray[np.int32] = np.zeros(1, dtype=np.int32)
         self._engine = blockio.Engine(num_threads, depth=depth, allow_ring=allow_ring)
         self._opener = ThreadPoolExecutor(1, thread_name_prefix="kvstore-disk-open")
@@ -84,6 +98,7 @@ class DiskIO:
         self.cancel[0] = 1
         self._opener.shutdown(wait=True)
         self._engine.stop()
+        self._stopped = True
         self._collector.join()
 
     def _open_and_begin(self, transfer: Transfer, segments: list[int]) -> None:
@@ -114,7 +129,14 @@ class DiskIO:
             self._end(transfer, failed(transfer, Outcome.CLOSED))
 
     def _collect(self) -> None:
-        while (batch := self._engine.take()) is not None:
+        while True:
+            stopped = self._stopped  # before the look: what is taken after the end of the engine is the last
+            batch = self._engine.take(WATCH_US)
+            if batch is None:
+                if stopped:
+                    return
+                self._watch()
+                continue
             transfer, fds = batch.owner
             batch.owner = None
             refused = frozenset(number for number, fd in transfer.descriptors.items() if fd < 0)

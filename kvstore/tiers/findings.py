@@ -16,6 +16,7 @@ class Kind(enum.Enum):
     ROWS_MALFORMED = "rows whose key, length or CRC is wrong"
     ROWS_OUTDATED = "rows of an earlier opening of their segment"
     USES_MALFORMED = "usage records whose key or length is wrong"
+    QUOTAS_MALFORMED = "quotas whose key or length is wrong"
     NAMESPACES_UNREADABLE = "namespaces whose number or text is wrong"
     SEGMENTS_MISSING = "segments with rows but without a file"
     SEGMENTS_MISSIZED = "segments with rows and a file of a wrong size"

@@ -29,8 +29,9 @@ class Journal:
     close().
 
     `sync(segment)` makes a segment's data durable or raises OSError; `cleaned(segments)` hears which Clean
-    changes are durable; `reported(reason)` hears "" after a commit and what went wrong after a failed one.
-    All three are called on the journal's thread without its lock.
+    changes are durable; `reported(commit, sync)` hears after each attempt what went wrong with the commit, which is
+    tried again, and with the data behind it, which is not; "" is nothing, None that there was none. All three are
+    called on the journal's thread without its lock.
     """
 
     def __init__(
@@ -38,7 +39,7 @@ class Journal:
         manifest: Manifest,
         sync: Callable[[int], None],
         cleaned: Callable[[list[int]], None],
-        reported: Callable[[str], None],
+        reported: Callable[[str, str | None], None],
     ) -> None:
         self._manifest = manifest
         self._sync, self._cleaned, self._reported = sync, cleaned, reported
@@ -107,7 +108,7 @@ class Journal:
         """Make `changes` durable and leave in it what is to be tried again: "" or what went wrong."""
         if not changes:
             return ""
-        reason = self._sync_data(changes)
+        unsynced, reason = self._sync_data(changes), ""
         try:
             self._manifest.apply(changes)
         except ManifestError as error:
@@ -121,14 +122,16 @@ class Journal:
             changes.clear()
             if cleaned:
                 self._cleaned(cleaned)
-        self._reported(reason)
-        return reason
+        self._reported(reason, unsynced)
+        return reason or unsynced or ""
 
-    def _sync_data(self, changes: list[Change]) -> str:
-        """Sync every segment written to. Blocks of one that fails never get a row: after a failed sync nobody
-        knows what the device holds, and a second one that succeeds says nothing about the first."""
+    def _sync_data(self, changes: list[Change]) -> str | None:
+        """Sync every segment written to; None when there is none, else "" or what went wrong. Blocks of one that fails
+        never get a row: after a failed sync nobody knows what the device holds, and a second one that succeeds says
+        nothing about the first."""
         lost, reason = set(), ""
-        for segment in sorted({change.segment for change in changes if isinstance(change, Put)}):
+        written = sorted({change.segment for change in changes if isinstance(change, Put)})
+        for segment in written:
             try:
                 self._sync(segment)
             except OSError as error:
@@ -138,7 +141,7 @@ class Journal:
             self._lost = reason
             changes[:] = [change for change in changes if not (isinstance(change, Put) and change.segment in lost)]
             log.error("%s: blocks just written there are lost at restart", reason)
-        return reason
+        return reason if written else None
 
     def _answer(self, waiting: list[Future[None]], reason: str) -> None:
         for future in waiting:  # running ones, which nobody can cancel

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvstore.errors import Unavailable
-from kvstore.tiers.changes import Change, Clean, Forget, Name, Put, Use
+from kvstore.tiers.changes import Change, Clean, Forget, Name, Put, Quota, Use
 from kvstore.tiers.manifest_rows import (
     FORMAT,
     NAMESPACE_KEY,
@@ -38,6 +38,7 @@ from kvstore.tiers.manifest_rows import (
 )
 
 LMDB_LIBRARY = 0  # LMDB 0.9
+DATABASES = (b"meta", b"rows", b"namespaces", b"usage", b"quotas")
 MAP_NBYTES_MIN = 1 << 30
 MAP_SHARE = 16  # of the tier's capacity; rows take at most 1/40 of it, with 4 KiB blocks
 
@@ -135,6 +136,15 @@ class Manifest:
                 if len(key) == NAMESPACE_KEY.size
             }
 
+    def quotas(self) -> dict[int, int]:
+        """Number → bytes of every quota on record; one that cannot be read is none."""
+        with self._env.begin(db=self._quotas) as txn:
+            return {
+                NAMESPACE_KEY.unpack(bytes(key))[0]: U64.unpack(bytes(value))[0]
+                for key, value in txn.cursor()
+                if len(key) == NAMESPACE_KEY.size and len(value) == U64.size
+            }
+
     def apply(self, changes: Iterable[Change]) -> None:
         """All of `changes`, in this order, in one durable transaction. Errors: ManifestError, and nothing is
         done."""
@@ -147,6 +157,7 @@ class Manifest:
             forgotten: dict[int, list[NDArray[np.uint32]]] = {}
             uses: dict[int, list[NDArray[Any]]] = {}
             names: dict[int, str] = {}
+            quotas: dict[int, int] = {}
             for change in changes:
                 match change:
                     case Put(segment):
@@ -160,6 +171,8 @@ class Manifest:
                         self._clean(txn, segment)
                     case Name(namespace, text):
                         names[namespace] = text
+                    case Quota(namespace, nbytes):
+                        quotas[namespace] = nbytes
                     case Use(segment, rows):
                         uses.setdefault(segment, []).append(rows)
             for segment, parts in forgotten.items():
@@ -170,6 +183,8 @@ class Manifest:
                 self._merge_uses(txn, segment, np.concatenate(rows_of[::-1]))
             for namespace, text in names.items():
                 txn.put(NAMESPACE_KEY.pack(namespace), text.encode(), db=self._namespaces)
+            for namespace, nbytes in quotas.items():
+                txn.put(NAMESPACE_KEY.pack(namespace), U64.pack(nbytes), db=self._quotas)
             txn.put(b"seq", U64.pack(seq), db=self._meta)
 
     def reopen(self) -> None:
@@ -189,14 +204,12 @@ class Manifest:
         self._env = lmdb.open(
             str(self._path),
             map_size=self._map_nbytes,
-            max_dbs=4,
+            max_dbs=len(DATABASES),
             mode=0o600,
             lib_version=LMDB_LIBRARY,
         )
-        self._meta = self._env.open_db(b"meta")
-        self._rows = self._env.open_db(b"rows")
-        self._namespaces = self._env.open_db(b"namespaces")
-        self._usage = self._env.open_db(b"usage")
+        opened = (self._env.open_db(name) for name in DATABASES)
+        self._meta, self._rows, self._namespaces, self._usage, self._quotas = opened
 
     def _check_meta(self) -> str:
         """What is wrong with the meta records; "" for nothing, or a new manifest. Errors: Unavailable."""
@@ -306,7 +319,7 @@ def read_records(path: Path, database: bytes) -> Iterator[tuple[bytes, bytes]]:
     manifest without damage that nobody has open. Errors: Unavailable."""
     options: dict[str, Any] = {"readonly": True, "lock": False, "create": False}
     try:
-        with lmdb.open(str(path), max_dbs=4, lib_version=LMDB_LIBRARY, **options) as env, env.begin() as txn:
+        with lmdb.open(str(path), max_dbs=1, lib_version=LMDB_LIBRARY, **options) as env, env.begin() as txn:
             if txn.get(database) is None:
                 return
             with txn.cursor(db=env.open_db(database, txn=txn, create=False)) as cursor:
@@ -321,9 +334,10 @@ def change_records(path: Path, changes: Iterable[tuple[bytes, bytes, bytes | Non
     damage that nobody has open. Errors: Unavailable, and nothing is changed."""
     map_nbytes = MAP_NBYTES_MIN + 2 * (path / "data.mdb").stat().st_size
     try:
-        with lmdb.open(str(path), map_size=map_nbytes, max_dbs=4, mode=0o600, lib_version=LMDB_LIBRARY) as env:
-            names = (b"meta", b"rows", b"namespaces", b"usage")
-            databases = {name: env.open_db(name) for name in names}
+        with lmdb.open(
+            str(path), map_size=map_nbytes, max_dbs=len(DATABASES), mode=0o600, lib_version=LMDB_LIBRARY
+        ) as env:
+            databases = {name: env.open_db(name) for name in DATABASES}
             with env.begin(write=True) as txn:
                 for name, key, value in changes:
                     if value is None:

@@ -9,11 +9,12 @@ import threading
 import numpy as np
 from numpy.typing import NDArray
 
+from kvstore.tiers.disk_io import monotonic_us
 from kvstore.tiers.segment_files import SegmentFiles
 from kvstore.tiers.segments import SegmentTable
 
 READY_SEGMENTS = 2  # kept written and free, ahead of need
-NO_ROOM_RETRY_S = 60.0
+NO_ROOM_RETRY_US = 60_000_000
 
 log = logging.getLogger(__name__)
 
@@ -21,7 +22,7 @@ log = logging.getLogger(__name__)
 class Preparer:
     """Keeps READY_SEGMENTS segments ready while files can be made; pauses when the file system has no room.
 
-    `lock` guards `table`. A segment that is needed before it is ready is made by its first write instead.
+    `lock` guards `table` and `refusal`. A segment that is needed before it is ready is made by its first write instead.
     """
 
     def __init__(
@@ -29,6 +30,8 @@ class Preparer:
     ) -> None:
         self._table, self._lock = table, lock
         self._files, self._cancel = files, cancel
+        self.refusal = ""  # why no file can be made for now
+        self._retry_us: int | None = None  # when to try again; the thread's own
         self._wake = threading.Event()
         self._wake.set()
         self._thread = threading.Thread(target=self._run, name="kvstore-segments", daemon=True)
@@ -36,8 +39,13 @@ class Preparer:
 
     def look(self) -> None:
         """See whether segments are running out. Caller holds the lock."""
-        if self._table.num_ready < READY_SEGMENTS:
+        if self._table.num_ready < READY_SEGMENTS and self._table.absent_usable:
             self._wake.set()
+
+    def refuse(self, error: OSError) -> None:
+        """The file system has no room, as somebody else found out. Caller holds the lock."""
+        self.refusal = str(error)
+        self._wake.set()
 
     def close(self) -> None:
         """Stop; cancel[0] is set by now."""
@@ -45,16 +53,31 @@ class Preparer:
         self._thread.join()
 
     def _run(self) -> None:
-        pause_s: float | None = None
+        told = False
         while True:
-            is_over = not self._wake.wait(pause_s)
+            self._wake.wait(None if self._retry_us is None else max(0, self._retry_us - monotonic_us()) / 1e6)
             self._wake.clear()
             if self._cancel[0]:
                 return
-            if is_over:
+            if self._retry_us is not None and monotonic_us() >= self._retry_us:
+                self._retry_us = None
                 with self._lock:
                     self._table.absent_usable = True
-            pause_s = None if self._prepare() else NO_ROOM_RETRY_S
+            if self._prepare():
+                self._retry_us = None
+            elif self._retry_us is None:
+                self._retry_us = monotonic_us() + NO_ROOM_RETRY_US
+            told = self._tell(told)
+
+    def _tell(self, told: bool) -> bool:
+        """Log once that no more segments can be made, and once that they can again."""
+        with self._lock:
+            refusal = self.refusal
+        if refusal and not told:
+            log.warning("no more segments for now: %s", refusal)
+        elif told and not refusal:
+            log.warning("segments can be made again")
+        return bool(refusal)
 
     def _prepare(self) -> bool:
         """False when the file system has no room."""
@@ -72,7 +95,8 @@ class Preparer:
                     if error.errno == errno.ECANCELED:
                         return True
                     self._table.refuse_absent(None)
-                log.warning("no more segments for now: %s", error)
+                    self.refusal = str(error)
                 return False
             with self._lock:
                 self._table.give_absent(segment, written=True)
+                self.refusal = ""

@@ -28,9 +28,10 @@ OPEN_FILES_MAX = 256  # beyond that the longest unused ones are closed; files in
 class SegmentFiles:
     """Opens, makes, syncs and removes segment files. Thread-safe."""
 
-    def __init__(self, folder: Path, segment_nbytes: int) -> None:
+    def __init__(self, folder: Path, segment_nbytes: int, free_nbytes_min: int = 0) -> None:
         self._folder = folder
         self._segment_nbytes = segment_nbytes
+        self._free_nbytes_min = free_nbytes_min  # of the file system, after a file was made; 0: no such limit
         self._lock = threading.Lock()
         self._idle: OrderedDict[int, int] = OrderedDict()  # segment → descriptor, the longest unused first
         self._in_use: dict[int, tuple[int, int]] = {}  # segment → (descriptor, number of users)
@@ -166,6 +167,8 @@ class SegmentFiles:
 
     def _make(self, path: Path) -> int:
         """A new file with all its space reserved but not yet written; nothing is left of it on failure."""
+        if self._free_nbytes_min:
+            self._check_floor(path)
         descriptor = open_direct(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
         try:
             os.posix_fallocate(descriptor, 0, self._segment_nbytes)
@@ -174,6 +177,14 @@ class SegmentFiles:
             path.unlink(missing_ok=True)
             raise
         return descriptor
+
+    def _check_floor(self, path: Path) -> None:
+        """Errors: OSError with ENOSPC, as if the file system were full already."""
+        system = os.statvfs(self._folder)
+        free_nbytes = system.f_bavail * system.f_frsize
+        if free_nbytes - self._segment_nbytes < self._free_nbytes_min:
+            text = f"{free_nbytes} bytes free, of which disk.free_nbytes_min={self._free_nbytes_min} have to stay so"
+            raise OSError(errno.ENOSPC, text, str(path))
 
     def _sync_folder(self) -> None:
         """Make new names durable before anything refers to them."""

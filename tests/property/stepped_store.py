@@ -144,6 +144,12 @@ class HeldDiskTier(HeldTier):
     def remember_namespace(self, number: int, text: str) -> None:
         self._inner.remember_namespace(number, text)
 
+    def quotas(self) -> dict[int, int]:
+        return dict(self._inner.quotas())
+
+    def remember_quota(self, number: int, nbytes: int) -> None:
+        self._inner.remember_quota(number, nbytes)
+
     def note_usage(self, places: Any, last_used_s: Any) -> None:
         self._inner.note_usage(places, last_used_s)
 

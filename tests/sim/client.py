@@ -30,6 +30,7 @@ class Space:
     """A namespace and the prompts that are asked of it."""
 
     spec: NamespaceSpec
+    quota_blocks: int = 0
     prompts: list[Keys] = field(default_factory=list)
     known: dict[bytes, bytes] = field(default_factory=dict)  # what each of their blocks holds, by key
     handle: Namespace = None  # type: ignore[assignment]
@@ -194,6 +195,9 @@ class Client:
         blocks = space.payload(keys[start:], shard)
         result = space.handle.put(keys, blocks, start=start, shard=shard, deadline_ms=deadline_ms)
         self._in_time(began_us, world.put_wait_ms if deadline_ms is None else deadline_ms)
+        if space.quota_blocks and result.stored:
+            num_blocks = world.store.index.num_blocks(space.handle.number)
+            assert num_blocks <= space.quota_blocks, f"{num_blocks} blocks, over the quota"
         assert result.stored + result.present + len(result.rejected) <= len(keys)
         world.note(f"  put {result.stored} of {len(keys)}, {result.present} present, {len(result.rejected)} rejected")
 

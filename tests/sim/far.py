@@ -57,6 +57,7 @@ class Medium:
     openings: dict[int, int] = field(default_factory=dict)  # of each segment with rows
     uses: dict[int, int] = field(default_factory=dict)  # seconds, by place
     names: dict[int, str] = field(default_factory=dict)
+    quotas: dict[int, int] = field(default_factory=dict)
 
 
 @dataclass(slots=True, eq=False)
@@ -271,6 +272,8 @@ class SimFar:
                 medium.rows.pop(place, None)
         elif verb == "name":
             medium.names[what[0]] = what[1]
+        elif verb == "quota":
+            medium.quotas[what[0]] = what[1]
         elif verb == "use":
             medium.uses.update(what)
         else:
@@ -304,6 +307,12 @@ class SimFar:
 
     def remember_namespace(self, number: int, text: str) -> None:
         self._journal("name", (number, text))
+
+    def quotas(self) -> dict[int, int]:
+        return dict(self._medium.quotas)
+
+    def remember_quota(self, number: int, nbytes: int) -> None:
+        self._journal("quota", (number, nbytes))
 
     def note_usage(self, places: Places, last_used_s: NDArray[np.uint32]) -> None:
         assert len(places) == len(last_used_s)

@@ -37,6 +37,10 @@ def content(number: int, nbytes: int) -> bytes:
     return random.Random(number).randbytes(nbytes)
 
 
+def quota_of(namespace: int) -> int:
+    return namespace << 20
+
+
 def text_of(namespace: int) -> str:
     return f"namespace {namespace} " + "x" * (namespace % 7 * 500)
 
@@ -177,6 +181,7 @@ class Load:
     def name(self) -> None:
         self._num_namespaces += 1
         self._tier.remember_namespace(self._num_namespaces, text_of(self._num_namespaces))
+        self._tier.remember_quota(self._num_namespaces, quota_of(self._num_namespaces))
 
     def use(self) -> None:
         """Some blocks are used: far in the future, so that it is later than their writing."""
@@ -210,7 +215,7 @@ class Load:
 
 def check(tier: DiskTier, expected: Expected) -> int:
     """Hold a tier that was opened after a cut against what is expected; how many blocks it has."""
-    texts = tier.namespaces()
+    texts, quotas = tier.namespaces(), tier.quotas()
     parts = list(tier.recover())
     seen: dict[int, int] = {}
     for places, entries, last_used_s in parts:
@@ -225,6 +230,7 @@ def check(tier: DiskTier, expected: Expected) -> int:
             assert texts.get(int(entry["namespace"])) == text_of(int(entry["namespace"])), (
                 f"block {number}: no namespace"
             )
+            assert quotas.get(int(entry["namespace"])) == quota_of(int(entry["namespace"])), f"block {number}: no quota"
             seen[number] = max(seen.get(number, 0), used_s)
     assert tier.num_dropped == 0, f"{tier.num_dropped} rows could not be used"
     missing = set(expected.kept) - set(seen)

@@ -142,6 +142,10 @@ def nothing_forgotten(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Journal, "add", forgetful)
 
 
+def rows_before_their_quota(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(DiskTier, "remember_quota", lambda tier, number, nbytes: tier._quotas.update({number: nbytes}))
+
+
 def rows_before_their_namespace(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(DiskTier, "remember_namespace", lambda tier, number, text: tier._names.update({number: text}))
 
@@ -157,6 +161,7 @@ def rows_before_their_namespace(patch: pytest.MonkeyPatch) -> None:
         (flush_answering_before_the_commit, "had been"),
         (nothing_forgotten, "had been forgotten"),
         (rows_before_their_namespace, "no namespace"),
+        (rows_before_their_quota, "no quota"),
     ],
 )
 def test_a_broken_order_is_found(

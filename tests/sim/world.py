@@ -19,6 +19,7 @@ import numpy as np
 
 from kvstore import carry, listing, policy, recency, scrub
 from kvstore._core import index as core
+from kvstore._core import walk
 from kvstore._core.index import Index
 from kvstore._core.lease import LeaseTable
 from kvstore.mover import Mover
@@ -71,6 +72,9 @@ class World:
             setattr(*knob, self._rng.choice(values))
         self.medium = Medium(self.shape.geometry)
         self.spaces = draw_spaces(self._rng)
+        quotas = Random(f"quotas of {seed}")
+        for space in self.spaces:
+            space.quota_blocks = quotas.choice((0, 0, 8, 20))
         self.few_leases = self.shape.leases_max < LEASES_MAX
         self.put_wait_ms = self.shape.put_wait_ms
         self._quiet = True  # nobody comes in between
@@ -110,7 +114,8 @@ class World:
             put_wait_ms=shape.put_wait_ms,
         )
         for space in self.spaces:
-            space.handle = self.store.namespace(space.spec)
+            slot = -(-space.spec.block_nbytes // PLACE_NBYTES) * PLACE_NBYTES
+            space.handle = self.store.namespace(space.spec, quota_nbytes=space.quota_blocks * slot)
 
     def _dismiss(self) -> None:
         """Everybody lets go of everything."""
@@ -275,7 +280,7 @@ class World:
         used = self.far.usage().used_nbytes
         assert used == index.far_nbytes + under_way, f"far {used} != {index.far_nbytes} + {under_way}"
         assert mover._num_dirty == sum(len(ids) for ids, _, _ in (*mover._dirty, *mover._failed))
-        ids = index.in_range(FAR, 0, PLACE_MAX)
+        ids = walk.in_range(index, FAR, 0, PLACE_MAX)
         parents = index.describe(ids)[4]
         parents = parents[parents != core.NONE]
         assert (index.describe(parents)[1] != core.NONE).all(), "a far block's parent has no far copy"

@@ -68,13 +68,20 @@ def test_arguments_beat_the_environment_beats_the_file(tmp_path: Path, monkeypat
 def test_every_setting_can_be_given_in_every_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     other = {
         "host": {"nbytes": 64 * MIB, "prefault": "now", "shared": True},
-        "disk": {"path": str(tmp_path), "nbytes": 512 * MIB, "segment_nbytes": MIB, "io_threads": 9},
+        "disk": {
+            "path": str(tmp_path),
+            "nbytes": 512 * MIB,
+            "segment_nbytes": MIB,
+            "free_nbytes_min": 5,
+            "io_threads": 9,
+        },
         "index": {"entries_max": 70_000, "leases_max": 64},
         "mover": {
             "writeback_queue_blocks_max": 1,
             "promote_queue_blocks_max": 2,
             "write_nbytes_per_s": 3,
             "scrub_nbytes_per_s": 6,
+            "write_nbytes_per_day": 4,
             "reservation_ttl_ms": 4,
             "put_wait_ms": 5,
         },
@@ -124,7 +131,7 @@ def test_every_wrong_key_is_listed_with_value_origin_and_range(tmp_path: Path, m
             "disk.nbytes = '8 gigs' (environment KVSTORE_DISK_NBYTES): must be a size from 0 B to 16 TiB, "
             'as a number of bytes or like "8 GiB"',
             "disk.segments = '3' (environment KVSTORE_DISK_SEGMENTS): no such setting; "
-            "did you mean disk.segment_nbytes? disk has path, nbytes, segment_nbytes, io_threads",
+            "did you mean disk.segment_nbytes? disk has path, nbytes, segment_nbytes, free_nbytes_min, io_threads",
             "foo_bar = '4' (environment KVSTORE_FOO_BAR): no such setting; the sections are host, disk, index, mover",
             "mover.put_wait_ms = -1 (argument): must be a whole number from 0 to 60,000",
         ]

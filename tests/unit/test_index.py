@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from kvstore._core import index as core
+from kvstore._core import walk
 from kvstore._core.index import Index
 from kvstore._core.lease import STOP_END, STOP_FULL, STOP_MISS, LeaseTable
 from kvstore.errors import InvalidRequest, LimitExceeded
@@ -342,7 +343,7 @@ def test_carried_blocks_keep_their_old_copy_until_the_end(index):
     keys = random_keys(2)
     ids = write_back(index, put(index, keys))
     index.evict_near(2 * SLOT, True, 0)
-    assert index.in_range(1, 0, 2).tolist() == ids.tolist()
+    assert walk.in_range(index, 1, 0, 2).tolist() == ids.tolist()
     assert index.carry_mark(ids).all()
     assert index.evict_far(100 * SLOT, 0)[0] == 0
     index.carry_unmark(ids, np.array([70, 71], np.uint32), np.array([1, 0], np.uint8))

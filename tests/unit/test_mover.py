@@ -411,3 +411,46 @@ def test_who_waits_for_progress_is_told_that_none_will_come_whoever_asked_meanwh
         assert store.mover.progress() is None
         store.mover.step()
     assert progress.done()
+
+
+class TickingClock(FakeClock):
+    """Who waits does so for one tick of the mover's thread at most."""
+
+    def wait(self, future, timeout_us):
+        self.num_waits += 1
+        assert self.num_waits < 2_000, "this waits for ever"
+        self.us += 50_000
+        return future.done()
+
+
+class FullTier(ObedientTier):
+    """A far tier that always names a range to be emptied, and never has a place for new blocks however often it is."""
+
+    is_full = False
+
+    def allocate(self, nbytes, num_blocks, *, moving=False):
+        if self.is_full:
+            self._free_places.clear()  # what leaves the range comes to lie behind it
+        return super().allocate(nbytes, num_blocks if moving or not self.is_full else 0, moving=moving)
+
+    def vacate(self, nbytes):
+        return (0, self._next_place) if self.is_full else None
+
+
+@pytest.mark.parametrize("outcome", [Outcome.IO_ERROR, Outcome.OK], ids=["nothing-moves", "moves-in-vain"])
+def test_a_flush_ends_although_every_carry_is_in_vain(outcome):
+    far = FullTier(256 * BLOCK)
+    store = make_store(16, far, clock=TickingClock())
+    ns = store.namespace(make_spec())
+    first = put_chain(ns, 4, prompt=1)
+    assert store.flush()
+    far.is_full, far.answer = True, outcome
+    second = put_chain(ns, 4, prompt=2)
+    assert not store.flush()
+    assert (moved(store)["carried_blocks"] > 0) == (outcome == Outcome.OK)
+    far.is_full, far.answer = False, Outcome.OK  # and nothing of what happened stays behind
+    assert store.flush()
+    assert ns.match(first).num_blocks == ns.match(second).num_blocks == 4
+    settle(store)
+    store.check()
+    store.close()

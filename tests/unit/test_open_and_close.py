@@ -106,7 +106,7 @@ class AcceptingManifest:
 
 def test_the_next_flush_hears_of_blocks_that_an_earlier_group_lost():
     reported = threading.Event()
-    journal = Journal(AcceptingManifest(), refuse_sync, lambda segments: None, lambda reason: reported.set())
+    journal = Journal(AcceptingManifest(), refuse_sync, lambda segments: None, lambda commit, sync: reported.set())
     journal.add(Put(0, 1, np.zeros(1, dtype=ENTRY)), urgent=True)
     assert reported.wait(60)  # the group is over before anybody asks
     answers = []

@@ -9,6 +9,7 @@ from disk_helpers import MIB
 from store_helpers import SECOND_US, FakeClock, chain, make_spec, make_store, payload, put_chain, settle
 
 from kvstore import recency
+from kvstore._core import walk
 from kvstore._core.index import Index
 from kvstore.carry import Carry
 from kvstore.recency import SAMPLES_MAX, Recency, Timeline
@@ -272,7 +273,7 @@ def test_notes_in_many_pieces_miss_nothing(noted, clock, monkeypatch):
         settle(store, 1)
         steps.append(len(tier.notes))
     assert sorted(place for places, _ in tier.notes for place in places) == sorted(
-        store.index.describe(store.index.in_range(1, 0, 2**32 - 1))[1].tolist()
+        store.index.describe(walk.in_range(store.index, 1, 0, 2**32 - 1))[1].tolist()
     )
     assert max(np.diff(steps)) == 1  # a piece a step
 

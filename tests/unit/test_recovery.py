@@ -34,12 +34,19 @@ class Remembering(MemoryTier):
         super().__init__(1 << 30, "far")
         self._parts, self._texts = parts, texts
         self.adopted: dict[int, int] = {}
+        self.remembered_quotas: dict[int, int] = {}
 
     def namespaces(self) -> dict[int, str]:
         return self._texts
 
     def remember_namespace(self, number: int, text: str) -> None:
         self._texts[number] = text
+
+    def quotas(self) -> dict[int, int]:
+        return self.remembered_quotas
+
+    def remember_quota(self, number: int, nbytes: int) -> None:
+        self.remembered_quotas[number] = nbytes
 
     def recover(self) -> Iterator[tuple[Places, Entries, Any]]:
         yield from self._parts

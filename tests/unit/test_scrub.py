@@ -6,6 +6,7 @@ from store_helpers import BLOCK, SECOND_US, FakeClock, ObedientTier, chain, make
 
 from kvstore import scrub
 from kvstore._core import index as core
+from kvstore._core import walk
 from kvstore.policy import may_scrub
 from kvstore.tiers.base import Outcome
 
@@ -92,7 +93,7 @@ def test_every_far_block_is_read_once_a_round_in_the_order_of_places(make, far, 
     for prompt in range(5):
         put_chain(ns, 4, prompt)
     start_scrubbing(store)
-    ids = store.index.in_range(FAR, 0, 2**32 - 1)
+    ids = walk.in_range(store.index, FAR, 0, 2**32 - 1)
     places = store.index.describe(ids)[1]
     store.index.carry_unmark(ids, places[::-1].copy(), store.index.carry_mark(ids))  # later ids lie further in front
     far._blocks = {int(new): far._blocks[int(old)] for old, new in zip(places, places[::-1], strict=True)}

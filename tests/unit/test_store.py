@@ -130,7 +130,7 @@ STATS = {
         "queued_blocks", "writes_under_way", "reads_under_way", "written_blocks", "promoted_blocks", "carried_blocks",
         "skipped_writes", "failed_writes", "failed_reads", "corrupt_blocks", "defects", "write_nbytes",
         "write_nbytes_per_s", "read_nbytes", "read_nbytes_per_s", "write_us", "read_us", "scrubbed_blocks",
-        "scrub_rotten_blocks", "scrub_rounds", "scrub_age_s"},
+        "scrub_rotten_blocks", "scrub_rounds", "scrub_age_s", "endurance_left_nbytes", "endurance_used_up"},
 }  # fmt: skip
 TIER_STATS = {"blocks", "used_nbytes", "capacity_nbytes", "healthy", "reason", "evicted"}
 

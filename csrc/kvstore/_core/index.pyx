@@ -19,7 +19,7 @@ SHARDS_MAX = KV_SHARDS_MAX
 ENTRIES_MAX = 2**31
 PRESENT, BUSY, JOIN, WANTED = 0, 1, 2, 3
 FREE, WRITING, VALID = 0, 1, 2
-NEVER, EVICTED, UNWRITTEN, REMOVED, CORRUPT, ABANDONED = 0, 1, 2, 3, 4, 5
+NEVER, EVICTED, UNWRITTEN, REMOVED, CORRUPT, ABANDONED, OVER_QUOTA = 0, 1, 2, 3, 4, 5, 6
 
 cdef uint32_t _FREED_CAPACITY = 1 << 16
 
@@ -383,6 +383,12 @@ cdef class Index:
             freed_nbytes = kv_evict_these(&self._index, &view[0], <uint32_t>view.shape[0], keep_unwritten, &self._freed)
         return freed_nbytes, self._take_freed()
 
+    def evict_namespace(self, uint16_t ns, uint32_t num_blocks, uint32_t now_s):
+        """Evict a namespace's coldest blocks from every tier; returns (how many are gone, places as evict_near)."""
+        self._index.now_s = now_s
+        num_gone = kv_evict_namespace(&self._index, ns, num_blocks, &self._freed)
+        return num_gone, self._take_freed()
+
     def reap(self):
         """Places of removed and undone blocks that nobody leases any more: [(tier, namespace, places)]."""
         kv_evict_reap(&self._index, &self._freed)
@@ -400,13 +406,6 @@ cdef class Index:
         """Remove every block of a namespace; returns how many."""
         self._index.now_s = now_s
         return kv_index_clear(&self._index, <uint16_t>ns)
-
-    def in_range(self, int tier, uint32_t first, uint32_t last):
-        """Ids with a copy of `tier` (0 near, 1 far) at a place in [first, last)."""
-        out = np.empty(self._index.ids_used + 1, dtype=np.uint32)
-        cdef uint32_t[::1] view = out
-        found = kv_index_in_range(&self._index, <kv_tier>tier, first, last, &view[0], <uint32_t>view.shape[0])
-        return out[:found]
 
     # ---- moving ----
 

@@ -142,6 +142,7 @@ cdef extern from "evict.h" nogil:
     uint64_t kv_evict_far(kv_index *index, uint64_t wanted_nbytes, kv_freed *freed)
     uint64_t kv_evict_these(kv_index *index, const uint32_t *ids, uint32_t num_ids, int keep_unwritten,
                             kv_freed *freed)
+    uint32_t kv_evict_namespace(kv_index *index, uint16_t ns, uint32_t num_blocks, kv_freed *freed)
     uint32_t kv_evict_reap(kv_index *index, kv_freed *freed)
     void kv_writeback_mark(kv_index *index, const uint32_t *ids, const uint64_t *words, uint32_t num_ids,
                            uint8_t *marked)

@@ -9,6 +9,14 @@ from kvstore._core.index cimport Index
 from kvstore._core.records cimport *
 
 
+def in_range(Index index, int tier, uint32_t first, uint32_t last):
+    """Ids with a copy of `tier` (0 near, 1 far) at a place in [first, last), all at once."""
+    out = np.empty(index._index.ids_used + 1, dtype=np.uint32)
+    cdef uint32_t[::1] ids = out
+    found = kv_index_in_range(&index._index, <kv_tier>tier, first, last, &ids[0], <uint32_t>ids.shape[0])
+    return out[:found]
+
+
 def far_in_range(Index index, uint32_t at, uint32_t look_max, uint32_t first, uint32_t last):
     """One piece of a walk, which begins with `at` = 0: (ids with a far copy at a place in [first, last), the next
     piece's `at`, or NONE at the end). Looks at `look_max` records."""
