@@ -38,6 +38,7 @@ class Carry:
         self._writing: Future[Outcomes] | None = None
         self._ns = 0
         self.num_moved = self._num_moved_before = 0  # before the latest listing began
+        self.num_refused = 0  # blocks that could not be moved when it was tried
 
     def step(self) -> bool:
         """True when the range is empty, or as empty as it can be made now."""
@@ -84,6 +85,7 @@ class Carry:
             taken = alike[: max(1, CARRY_NBYTES // self._mover.sizes[self._ns].slot_nbytes)]
             ids, self._left = self._left[taken], np.delete(self._left, taken)
             ids = ids[chosen(index.carry_mark(ids))]
+            self.num_refused += taken.size - len(ids)
             if len(ids):
                 return ids
         return NO_IDS
@@ -106,6 +108,7 @@ class Carry:
         good = outcomes == Outcome.OK
         mover, nbytes = self._mover, self._mover.sizes[self._ns].block_nbytes
         failed, rotten = self._ids[~good], self._ids[outcomes == Outcome.CORRUPT]
+        self.num_refused += len(failed) - len(rotten)
         self._release(failed)
         mover.rotten(rotten)
         # A removed block has no parent any more: written now, a power cut could bring it back as the first of a prompt.
@@ -118,6 +121,7 @@ class Carry:
         if len(new) < len(self._ids) and not self._far.usage().healthy:
             self._far.free(new, nbytes, forget=True)
             self._release(self._ids)
+            self.num_refused += len(self._ids)
             return False
         lost = self._ids[len(new) :]
         if len(lost):
@@ -133,6 +137,7 @@ class Carry:
         self._entries = mover.entries(self._ids, self._ns)
         self._entries["time_s"] = mover.recency.seconds(self._ids)  # moving is not using
         mover.budget.wear(len(new) * mover.sizes[self._ns].slot_nbytes, mover.clock.now_us())
+        mover.carrying_nbytes = len(new) * mover.sizes[self._ns].slot_nbytes
         self._writing = self._far.write(new, self._entries, self._buffers[: len(new)], None)
         self._writing.add_done_callback(mover.notice)
         return True
@@ -145,6 +150,8 @@ class Carry:
         kept = chosen(mover.index.carry_unmark(self._ids, self._new, written))
         self._far.free(self._old[kept], nbytes, forget=True)
         self._far.free(self._new[~kept], nbytes, forget=True)
+        mover.carrying_nbytes = 0
+        self.num_refused += int((~kept).sum())
         mover.carried_blocks += int(kept.sum())
         self.num_moved += int(kept.sum())
         mover.reap()

@@ -38,7 +38,7 @@ TICK_S = 0.05  # the thread looks at budgets, expiries and broken tiers at least
 TICK_SHORT_S = 0.002  # while far room is short: it comes without notice, when the tier has cleaned a range
 STARVED_US = 1_000_000  # without any far room coming for so long, nobody waits for it
 VAIN_CARRIES_MAX = 4  # in a row without a place for anybody; what comes then is not waited for
-BARREN_PAUSE_US = 1_000_000  # after a carry that moved nothing, or one too many in vain, before the next
+BARREN_PAUSE_US = 1_000_000  # after a carry in vain, before the next
 
 
 @dataclass(slots=True, eq=False)
@@ -67,8 +67,7 @@ class Mover(Space):
         self._dirty: deque[tuple[Ids, Words, int]] = deque()
         self._num_dirty = 0  # of _dirty and _failed
         self._failed: deque[tuple[Ids, Words, int]] = deque()  # go before _dirty once _writes is empty
-        # Since when there is no far place for what is dirty, or since a carry ended that may have made one.
-        self._starving_us: int | None = None
+        self._starving_us: int | None = None  # since when nothing made, or may have made, a far place for what is dirty
         self._vain_carries = 0  # that ended since there was a place
         self._writes: deque[Write] = deque()
         self._promoter = Promoter(self)
@@ -251,7 +250,8 @@ class Mover(Space):
         full of blocks that live."""
         self._carry = None
         self._vain_carries += 1
-        if not carry.num_moved or self._vain_carries > VAIN_CARRIES_MAX:  # the device refuses, or it helps nobody
+        is_barren = carry.num_refused and not carry.num_moved  # they are held by a lease, or the device refuses
+        if is_barren or self._vain_carries > VAIN_CARRIES_MAX:
             self._carry_ready_us = now_us + BARREN_PAUSE_US
         else:
             self._starving_us = None

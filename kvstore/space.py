@@ -55,6 +55,7 @@ class Space:
         self.sizes: dict[int, Sizes] = {}
         self._far_full = False  # and nothing there can go: every block is near too, or leased
         self.reading_nbytes = 0  # of near slots that are being filled from the far tier
+        self.carrying_nbytes = 0  # of far places that a carry fills while the old copy still counts
 
     @property
     def near_used_nbytes(self) -> int:
@@ -142,12 +143,13 @@ class Space:
         assert self.far is not None
         sizes = self.sizes[ns]
         usage = self.far.usage()
-        excess = usage.used_nbytes + num_blocks * sizes.slot_nbytes - usage.capacity_nbytes
+        excess = usage.used_nbytes - self.carrying_nbytes + num_blocks * sizes.slot_nbytes - usage.capacity_nbytes
         if excess > 0:
             ahead = min(policy.BATCH_BLOCKS * sizes.slot_nbytes, usage.capacity_nbytes // policy.SPARE_SHARE)
             self._evict_far(max(excess, ahead))
             usage = self.far.usage()
-            fit = max(0, (usage.capacity_nbytes - usage.used_nbytes) // sizes.slot_nbytes)
+            used_nbytes = usage.used_nbytes - self.carrying_nbytes
+            fit = max(0, (usage.capacity_nbytes - used_nbytes) // sizes.slot_nbytes)
             self._far_full = fit == 0
             num_blocks = min(num_blocks, fit)
         return self.far.allocate(sizes.block_nbytes, num_blocks)

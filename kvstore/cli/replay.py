@@ -102,7 +102,7 @@ def command(
         with render.progress("requests", len(requests)) as bar:
             result = replay.run(requests, len(requests), lambda num: bar.advance(bar.task_ids[0], num))
         stats = store.stats()
-    report = _report(trace, result, stats)
+    report = _report(trace, result, stats, block_nbytes)
     if as_json:
         render.print_json(report)
     else:
@@ -137,7 +137,7 @@ def _latency(samples_us: Sequence[float]) -> dict[str, float]:
     }
 
 
-def _report(trace: str, result: Result, stats: dict[str, Any]) -> dict[str, Any]:
+def _report(trace: str, result: Result, stats: dict[str, Any], block_nbytes: int) -> dict[str, Any]:
     disk = stats["tiers"].get("disk")
     return {
         "trace": Path(trace).name,
@@ -156,6 +156,7 @@ def _report(trace: str, result: Result, stats: dict[str, Any]) -> dict[str, Any]
         "put": _latency(result.put_us),
         "paths": traffic_fields(result.paths),
         "disk_written_nbytes": result.paths["memory_to_disk"].nbytes,
+        "disk_carried_nbytes": stats["mover"]["carried_blocks"] * block_nbytes,
         "unwritten_evicted": stats["index"]["dropped_unwritten"] if disk else 0,
         "skipped_writes": stats["mover"]["skipped_writes"],
         "disk_reason": disk["reason"] if disk else "",
@@ -177,6 +178,7 @@ def _show(report: dict[str, Any], result: Result, verify: bool) -> None:
         ("evicted unwritten", render.format_count(report["unwritten_evicted"])),
         ("blocks verified", render.format_count(report["blocks_verified"]) if verify else "-"),
         ("written to disk", render.format_nbytes(report["disk_written_nbytes"])),
+        ("carried on disk", render.format_nbytes(report["disk_carried_nbytes"])),
         ("elapsed", render.format_duration(report["elapsed_s"] * 1e6)),
         ("peak memory", render.format_nbytes(report["peak_memory_nbytes"])),
     ]

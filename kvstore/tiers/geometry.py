@@ -12,9 +12,11 @@ SEGMENT_NBYTES_MIN = 1 << 20
 SEGMENT_NBYTES_MAX = PLACES_PER_SEGMENT * PLACE_NBYTES
 NUM_SEGMENTS_MIN = 4  # the reserve of two, one open, one sealed
 NUM_SEGMENTS_MAX = 65_536
-NUM_SEGMENTS_WANTED = 16
+NUM_SEGMENTS_WANTED = 64  # with fewer, emptying one moves more: what is dead lies together less often
+NUM_SEGMENTS_SMALL = 16  # of a small tier, so that blocks of some size fit into a segment
+SEGMENT_NBYTES_SMALL = 4 << 20
 RESERVE_SEGMENTS_MIN = 2
-RESERVE_SHARE = 16
+RESERVE_SHARE = 10
 
 
 def num_pages(nbytes: int) -> int:
@@ -24,19 +26,30 @@ def num_pages(nbytes: int) -> int:
 
 def reserve_segments(num_segments: int) -> int:
     """How many of `num_segments` stay out of the capacity, so that there is always one to write to while
-    another is emptied."""
+    another is emptied, and so that the emptiest one has room for dead blocks: that is what recycling gains by."""
     return max(RESERVE_SEGMENTS_MIN, -(-num_segments // RESERVE_SHARE))
 
 
 def default_segment_nbytes(capacity_nbytes: int) -> int:
-    """The largest power of two up to 256 MiB of which `capacity_nbytes` holds 16.
+    """The largest power of two up to 256 MiB of which `capacity_nbytes` holds 64; up to 4 MiB, of which it holds 16.
 
     Errors: ConfigInvalid below 16 MiB.
     """
-    floor_nbytes = NUM_SEGMENTS_WANTED * SEGMENT_NBYTES_MIN
+    floor_nbytes = NUM_SEGMENTS_SMALL * SEGMENT_NBYTES_MIN
     if capacity_nbytes < floor_nbytes:
         raise ConfigInvalid(f"disk capacity_nbytes={capacity_nbytes}; allowed: at least {floor_nbytes}")
-    return min(SEGMENT_NBYTES_MAX, 1 << ((capacity_nbytes // NUM_SEGMENTS_WANTED).bit_length() - 1))
+    small = min(SEGMENT_NBYTES_SMALL, _power_of_two(capacity_nbytes // NUM_SEGMENTS_SMALL))
+    return max(small, min(SEGMENT_NBYTES_MAX, _power_of_two(capacity_nbytes // NUM_SEGMENTS_WANTED)))
+
+
+def _power_of_two(number: int) -> int:
+    """The largest one that is not above `number`; 0: there is none."""
+    return 1 << number.bit_length() >> 1
+
+
+def _segments_min(segment_nbytes: int) -> int:
+    """How many segments a tier has at least that was given this default size."""
+    return NUM_SEGMENTS_SMALL if segment_nbytes <= SEGMENT_NBYTES_SMALL else NUM_SEGMENTS_WANTED
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +96,7 @@ def capacity_for(num_blocks: int, nbytes: int, segment_nbytes: int | None = None
         if num_pages(nbytes) * PLACE_NBYTES > size:
             continue
         num_live = -(-num_blocks // (size // PLACE_NBYTES // num_pages(nbytes)))
-        num_segments = max(NUM_SEGMENTS_MIN if segment_nbytes else NUM_SEGMENTS_WANTED, num_live)
+        num_segments = max(NUM_SEGMENTS_MIN if segment_nbytes else _segments_min(size), num_live)
         while num_segments - reserve_segments(num_segments) < num_live:
             num_segments += num_live - num_segments + reserve_segments(num_segments)
         is_chosen = size == (segment_nbytes or default_segment_nbytes(num_segments * size))

@@ -187,13 +187,15 @@ class SegmentTable:
         """As Tier: the places of the segment to empty next, None while there is room."""
         pages = num_pages(nbytes)
         has_room = self.used_nbytes + pages * PLACE_NBYTES <= self.capacity_nbytes
-        num_coming = len(self._free) + int((self.state == State.CLEANING).sum())
+        is_sealed = self.state == State.SEALED
+        emptied = is_sealed & (self.live_pages == 0)  # and free as soon as what is being written to it is done
+        num_coming = len(self._free) + int(((self.state == State.CLEANING) | emptied).sum())
         num_coming += len(self._absent) if self.absent_usable else 0
         if pages > self.geometry.pages_per_segment or (has_room and num_coming >= RESERVE_SEGMENTS_MIN):
             return None
         # Moving what lies in a segment without dead blocks would free nothing, again and again.
         filled = self.live_pages + self._waste_pages
-        sealed = np.flatnonzero((self.state == State.SEALED) & (filled < self.geometry.pages_per_segment))
+        sealed = np.flatnonzero(is_sealed & ~emptied & (filled < self.geometry.pages_per_segment))
         if sealed.size == 0:
             return None
         cheapest = int(sealed[np.argmin(self.live_pages[sealed])])

@@ -468,3 +468,27 @@ def test_a_flush_ends_although_every_carry_is_in_vain(outcome):
     settle(store)
     store.check()
     store.close()
+
+
+@pytest.mark.parametrize("is_empty", [True, False])
+def test_only_a_carry_that_was_refused_something_is_followed_by_a_pause(is_empty):
+    """A range can empty by itself while it is looked at: the next one may be emptied at once then."""
+    far, clock = FullTier(256 * BLOCK), FakeClock()
+    store = make_store(16, far, clock=clock)
+    ns = store.namespace(make_spec())
+    keys = put_chain(ns, 4, prompt=1)
+    settle(store)
+    far.is_full, far.answer = True, Outcome.IO_ERROR
+    put_chain(ns, 4, prompt=2)
+    with store.lock:
+        store.mover.step()
+        first = store.mover._carry
+        assert first is not None
+        if is_empty:
+            ns.remove(keys)
+        for _ in range(10):
+            if store.mover._carry is first:
+                store.mover.step()
+    assert first.num_refused == (0 if is_empty else 4)
+    assert (store.mover._carry is not None) == is_empty  # the next one has begun
+    store.close(0)
