@@ -21,7 +21,8 @@ import numpy as np
 from kvstore import policy
 from kvstore._core import index as core
 from kvstore._core.index import Index
-from kvstore.arrays import Ids, Mask, Words, chosen
+from kvstore.arrays import Ids, Mask, chosen
+from kvstore.backlog import Backlog, Dirty
 from kvstore.budget import WriteBudget
 from kvstore.carry import Carry
 from kvstore.clock import Clock
@@ -47,6 +48,7 @@ class Write:
 
     ids: Ids
     ns: int
+    ticket: int  # of the oldest of them (kvstore.backlog)
     near_places: Places
     far_places: Places
     entries: Entries
@@ -64,9 +66,7 @@ class Mover(Space):
     ) -> None:
         super().__init__(index, near, far, clock, limits)
         self.lock = lock
-        self._dirty: deque[tuple[Ids, Words, int]] = deque()
-        self._num_dirty = 0  # of _dirty and _failed
-        self._failed: deque[tuple[Ids, Words, int]] = deque()  # go before _dirty once _writes is empty
+        self._backlog = Backlog(limits.writeback_queue_blocks)
         self._starving_us: int | None = None  # since when nothing made, or may have made, a far place for what is dirty
         self._vain_carries = 0  # that ended since there was a place
         self._writes: deque[Write] = deque()
@@ -98,68 +98,45 @@ class Mover(Space):
         """New blocks that should get a far copy. Over the queue's limit they stay near only."""
         if self.far is None or not len(ids):
             return
-        if self._num_dirty + len(ids) > self.limits.writeback_queue_blocks:
+        if not self._backlog.append(ids, self.index.words(ids), ns):
             self.skipped_writes += len(ids)
             return
-        self._dirty.append((ids, self.index.words(ids), ns))
-        self._num_dirty += len(ids)
         if len(self._writes) < self.limits.batches.batches_max:
             self._wake.set()
 
-    def _next_dirty(self, most: int) -> tuple[Ids, int]:
-        """The next batch of one namespace that may be written, up to `most` blocks, marked; its size may be 0."""
-        ids, words, ns = self._dirty.popleft()
-        parts, part_words, total = [ids], [words], len(ids)
-        while total < most and self._dirty and self._dirty[0][2] == ns:
-            ids, words, _ = self._dirty.popleft()
-            parts.append(ids)
-            part_words.append(words)
-            total += len(ids)
-        ids, words = np.concatenate(parts), np.concatenate(part_words)
-        if total > most:
-            self._dirty.appendleft((ids[most:], words[most:], ns))
-            ids, words = ids[:most], words[:most]
-        self._num_dirty -= len(ids)
-        return ids[chosen(self.index.writeback_mark(ids, words))], ns
-
-    def _put_back(self, ids: Ids, ns: int) -> None:
-        self._unmark(ids)
-        self._dirty.appendleft((ids, self.index.words(ids), ns))
-        self._num_dirty += len(ids)
-
-    def _unmark(self, ids: Ids) -> None:
+    def _put_back(self, ids: Ids, ns: int, ticket: int) -> None:
         none = np.zeros(len(ids), dtype=np.uint8)
         places = np.zeros(len(ids), dtype=np.uint32)
         self.index.writeback_unmark(ids, places, places.astype(np.uint64), none)
+        self._backlog.put_back(Dirty(ids, self.index.words(ids), ns, ticket))
 
     def _start_writes(self, now_us: int) -> None:
         assert self.far is not None
         limits = self.limits
         starving_us, self._starving_us = self._starving_us, None
-        if self._failed:
-            return  # what is dirty may extend them: they go first, in the order in which they were started
-        while self._dirty:
+        while (ns := self._backlog.next_ns) is not None:
             if not policy.may_write(
                 self.far_is_well, len(self._writes), now_us, self.budget.ready_us(now_us), limits.batches
             ):
                 return
-            slot_nbytes = self.sizes[self._dirty[0][2]].slot_nbytes
+            slot_nbytes = self.sizes[ns].slot_nbytes
             most = policy.write_blocks(slot_nbytes, self._writing_nbytes, limits.near_nbytes, limits.batches)
             if not most:
                 return
-            ids, ns = self._next_dirty(most)
+            dirty = self._backlog.take(most)
+            ids = dirty.ids[chosen(self.index.writeback_mark(dirty.ids, dirty.words))]
             if not len(ids):
                 continue
             places = self.far_room(ns, len(ids))
             if len(places) < len(ids):
-                self._put_back(ids[len(places) :], ns)
+                self._put_back(ids[len(places) :], ns, dirty.ticket)
                 self._start_carry(ns)
                 if not len(places):
                     self._starving_us = now_us if starving_us is None else starving_us
                     return
                 ids = ids[: len(places)]
             self._vain_carries = 0
-            self._write(ids, ns, places, now_us)
+            self._write(ids, ns, dirty.ticket, places, now_us)
             self._start_carry(ns)
 
     def entries(self, ids: Ids, ns: int) -> Entries:
@@ -170,13 +147,13 @@ class Mover(Space):
         rows["num_tokens"], rows["namespace"] = self.sizes[ns].block_tokens, ns
         return rows
 
-    def _write(self, ids: Ids, ns: int, places: Places, now_us: int) -> None:
+    def _write(self, ids: Ids, ns: int, ticket: int, places: Places, now_us: int) -> None:
         assert self.far is not None
         near_places, *_ = self.index.describe(ids)
         entries = self.entries(ids, ns)
         window = self.near.arena.window(near_places, self.sizes[ns].block_nbytes, readonly=True)
         future = self.far.write(places, entries, window.views, None)
-        self._writes.append(Write(ids, ns, near_places, places, entries, window, future, now_us))
+        self._writes.append(Write(ids, ns, ticket, near_places, places, entries, window, future, now_us))
         self.budget.spend(len(ids) * self.sizes[ns].slot_nbytes, now_us)
         future.add_done_callback(self.notice)
 
@@ -202,16 +179,15 @@ class Mover(Space):
                 nbytes = self.sizes[write.ns].block_nbytes
                 self.far.free(write.far_places[~kept], nbytes, forget=True)
                 again = write.ids[~kept]  # removed ones, too: they are not marked again
-                self._failed.append((again, self.index.words(again), write.ns))
-                self._num_dirty += len(again)
+                self._backlog.fail(Dirty(again, self.index.words(again), write.ns, write.ticket))
                 self.failed_writes += int(len(ok) - ok.sum())
             self.written_blocks += int(kept.sum())
             nbytes = int(ok.sum()) * self.sizes[write.ns].block_nbytes
             if nbytes:
                 self.write_bandwidth.record(nbytes, write.began_us, self.clock.now_us())
             self.made_progress()
-        while self._failed and not self._writes:
-            self._dirty.appendleft(self._failed.pop())
+        if not self._writes:
+            self._backlog.retry()
 
     # ---- promotion: far to near, on demand ----
 
@@ -293,7 +269,7 @@ class Mover(Space):
         busy = self._writes or self._promoter.num_reads or self._carry is not None
         now_us = self.clock.now_us()
         starved = self._far_full or self._starved(now_us) or self.budget.is_used_up(now_us)
-        if not (busy or (self._dirty and not starved and self.far_is_well)):
+        if not (busy or (self._backlog and not starved and self.far_is_well)):
             return None  # whoever waits already is told by the next step
         self._awaited = True
         self._promoter.hurry()
@@ -328,9 +304,10 @@ class Mover(Space):
             self._thread.join()
 
     def flush(self, deadline_us: int | None) -> bool:
-        """Write back everything that is queued, note times of use, and let the far tier forget what was removed, also
-        what is being read or carried; False when that did not end before the deadline, or cannot."""
+        """Write back everything that is queued by now, note times of use, and let the far tier forget what was removed,
+        also what is being read or carried; False when that did not end before the deadline, or cannot."""
         holding: set[Read | Carry] | None = None
+        latest: int | None = None  # ticket; what comes later is not waited for, or a flush beside puts would not end
         while True:
             with self.lock:
                 self.step()
@@ -338,7 +315,9 @@ class Mover(Space):
                 if holding is None:  # what begins later cannot hold what is removed by now
                     holding = under_way if self.index.num_removed else set()
                 holding = holding & under_way
-                if not self._dirty and not self._writes and not holding:
+                latest = self._backlog.newest if latest is None else latest
+                oldest = self._oldest
+                if (oldest is None or oldest > latest) and not holding:
                     self.reap()
                     break
                 progress = self.progress()
@@ -359,9 +338,17 @@ class Mover(Space):
         return sum(len(write.ids) * self.sizes[write.ns].slot_nbytes for write in self._writes)
 
     @property
+    def _oldest(self) -> int | None:
+        """The smallest ticket of what waits or is being written."""
+        tickets = [write.ticket for write in self._writes]
+        if (waiting := self._backlog.oldest) is not None:
+            tickets.append(waiting)
+        return min(tickets, default=None)
+
+    @property
     def num_unwritten(self) -> int:
         """Blocks that wait for their write-back or are being written."""
-        return self._num_dirty + sum(len(write.ids) for write in self._writes)
+        return self._backlog.num_blocks + sum(len(write.ids) for write in self._writes)
 
     def give_up(self) -> None:
         """The far tier was closed and answers nothing any more: let those look again who wait for it."""
@@ -377,7 +364,7 @@ class Mover(Space):
         """Counters of all movement."""
         now_us = self.clock.now_us()
         return {
-            "queued_blocks": self._num_dirty,
+            "queued_blocks": self._backlog.num_blocks,
             "writes_under_way": len(self._writes),
             "reads_under_way": self._promoter.num_reads,
             "written_blocks": self.written_blocks,

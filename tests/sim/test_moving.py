@@ -90,7 +90,7 @@ class Bench:
     def written(self, keys):
         """Put and write back."""
         assert not self.put(keys).rejected
-        while self.mover._dirty or self.mover._writes:
+        while self.mover._backlog or self.mover._writes:
             self.mover.step()
             if self.far.num_waiting:
                 self.far.answer(0)

@@ -279,7 +279,9 @@ class World:
             under_way += len(carry_._new) * mover.sizes[carry_._ns].slot_nbytes
         used = self.far.usage().used_nbytes
         assert used == index.far_nbytes + under_way, f"far {used} != {index.far_nbytes} + {under_way}"
-        assert mover._num_dirty == sum(len(ids) for ids, _, _ in (*mover._dirty, *mover._failed))
+        assert mover._backlog.num_blocks == sum(
+            len(dirty.ids) for dirty in (*mover._backlog._waiting, *mover._backlog._failed)
+        )
         ids = walk.in_range(index, FAR, 0, PLACE_MAX)
         parents = index.describe(ids)[4]
         parents = parents[parents != core.NONE]

@@ -82,13 +82,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "space": {"_core.index", "_core.walk", "clock", "policy", "tiers.base", "tiers.host"},
     "quota": {"policy", "space", "tiers.base"},
     "budget": {"policy"},
+    "backlog": set(),
     "listing": {"_core.index", "_core.walk"},
     "recency": {"_core.index", "_core.walk", "clock", "tiers.base"},
     "carry": {"_core.index", "listing", "tiers.base"},
     "scrub": {"_core.index", "listing", "policy", "tiers.base"},
     "promotion": {"policy", "tiers.base"},
     "mover": {
-        *("_core.index", "budget", "carry", "clock", "policy", "promotion", "recency", "scrub", "space"),
+        *("_core.index", "backlog", "budget", "carry", "clock", "policy", "promotion", "recency", "scrub", "space"),
         *("tiers.base", "tiers.host"),
     },
     # the verbs
