@@ -30,11 +30,13 @@ class Match(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class PutResult:
-    """What became of the blocks of a put: `stored` now, `present` before, `rejected` with the reason by position."""
+    """What became of the blocks of a put: `stored` now, `present` before, `rejected` with the reason by position.
+    `durable`: it was asked for, and all of them are on disk and come back after a crash."""
 
     stored: int
     present: int
     rejected: Mapping[int, str] = field(default_factory=dict)
+    durable: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kvstore import copying, hashing
+from kvstore import copying, durability, hashing
 from kvstore._core import index as core
 from kvstore._core.lease import STOP_FULL
 from kvstore.arrays import NO_IDS, Ids, Keys
@@ -253,14 +254,34 @@ class Namespace:
         layout: BlockLayout | None = None,
         block_ids: Any = None,
         deadline_ms: float | None = None,
+        durable: bool = False,
     ) -> PutResult:
         """Store the blocks of the chain `keys` from position `start` on; what is there already is not copied.
 
         `blocks`: array (len(keys) - start, part_nbytes), a list of as many buffers, or, with a `layout`, tensors and
-        the `block_ids` of their rows. Errors: InvalidRequest for wrong shapes; nothing is stored then.
+        the `block_ids` of their rows. `durable`: return when they, and those before them, are on disk, or when the
+        deadline (30 s without one) shows that they will not be; PutResult.durable says which. Errors: InvalidRequest
+        for wrong shapes; nothing is stored then.
         """
         self._store.check_open()
         keys, shard = checked_keys(keys), self._checked_shard(shard)
+        if not durable:
+            return self._put(keys, blocks, start, shard, layout, block_ids, deadline_ms)
+        until_us = self._store.clock.now_us() + durability.wait_us(deadline_ms)
+        result = self._put(keys, blocks, start, shard, layout, block_ids, deadline_ms)
+        is_safe = not result.rejected and durability.make_durable(self._store, keys, self.number, until_us)
+        return replace(result, durable=is_safe)
+
+    def _put(
+        self,
+        keys: Keys,
+        blocks: Any,
+        start: int,
+        shard: int,
+        layout: BlockLayout | None,
+        block_ids: Any,
+        deadline_ms: float | None,
+    ) -> PutResult:
         start = whole_number("start", start, 0, len(keys))
         sources = self.locate(blocks, layout, block_ids, writable=False).require(len(keys) - start)
         grant = self._reserve(keys, shard, deadline_ms)

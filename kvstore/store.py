@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kvstore import durability
 from kvstore._core import index as core
 from kvstore._core.index import Index
 from kvstore._core.lease import LeaseTable
@@ -23,8 +23,9 @@ from kvstore.handle import Namespace
 from kvstore.mover import Mover
 from kvstore.namespace import NamespaceSpec
 from kvstore.quota import Quotas
+from kvstore.recovered import Recovered
 from kvstore.space import Sizes, slot_nbytes
-from kvstore.tiers.base import PLACE_NBYTES, DurableTier, Entries, Places, Tier
+from kvstore.tiers.base import PLACE_NBYTES, DurableTier, Places, Tier
 from kvstore.tiers.host import HostTier
 
 log = logging.getLogger("kvstore")
@@ -34,32 +35,6 @@ CLOSE_FLUSH_MS = 30_000
 QUOTA_NBYTES_MAX = 1 << 60
 
 Adopted = tuple[Places, NDArray[np.uint32], NDArray[np.uint32], Ids]  # places, sizes, last uses, ids
-
-
-@dataclass(frozen=True, slots=True)
-class Recovered:
-    """Blocks that an earlier run left, as columns."""
-
-    places: Places
-    entries: Entries
-    last_used_s: NDArray[np.uint32]
-
-    @classmethod
-    def joined(cls, parts: list[Recovered]) -> Recovered:
-        """All parts, at least one, behind one another."""
-        columns = ((part.places, part.entries, part.last_used_s) for part in parts)
-        return cls(*(np.concatenate(column) for column in zip(*columns, strict=True)))
-
-    def only(self, which: NDArray[np.bool_]) -> Recovered:
-        """The blocks that a mask picks."""
-        return Recovered(self.places[which], self.entries[which], self.last_used_s[which])
-
-    def of(self, block_nbytes: NDArray[np.uint32]) -> Recovered:
-        """The blocks that have the size which their namespace has in `block_nbytes`, by number; 0: there is none."""
-        numbers = self.entries["namespace"]
-        known = np.minimum(numbers, len(block_nbytes) - 1)
-        fit = (known == numbers) & (block_nbytes[known] == self.entries["nbytes"])
-        return self if fit.all() else self.only(fit)
 
 
 class BlockStore:
@@ -282,20 +257,9 @@ class BlockStore:
         """Write everything back and make it durable; False when that is not done before the deadline, or cannot be (the
         log says why)."""
         self.check_open()
-        now_us = self.clock.now_us()
-        deadline_us = None if deadline_ms is None else now_us + duration_us("deadline_ms", deadline_ms)
-        if self.far is None:
-            return True
-        if not self.mover.flush(deadline_us):
-            return False
-        left = None if deadline_us is None else deadline_us - self.clock.now_us()
-        durable = self.far.flush()
-        if not self.clock.wait(durable, left):
-            return False
-        error = durable.exception()
-        if error is not None:
-            log.warning("flush: %s", error)
-        return error is None
+        us = None if deadline_ms is None else duration_us("deadline_ms", deadline_ms)
+        deadline_us = None if us is None else self.clock.now_us() + us
+        return durability.flush(self, deadline_us)
 
     def stats(self) -> dict[str, Any]:
         """Numbers of the store, its tiers, its index and all movement; units are in the names. Errors: Unavailable."""

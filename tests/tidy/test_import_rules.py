@@ -94,11 +94,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     # the verbs
     "explain": {"_core.index"},
+    "recovered": {"tiers.base"},
+    "durability": {"_core.index", "checks", "tiers.base"},
     "lease": {"copying"},
     "room": {"tiers.base"},
     "arrivals": {"_core.lease", "tiers.base"},
     "handle": {
-        *("_core.index", "arrivals", "_core.lease", "checks", "copying", "hashing", "lease", "namespace"),
+        *("_core.index", "arrivals", "_core.lease", "checks", "copying", "durability", "hashing", "lease", "namespace"),
         *("room", "tiers.base"),
     },
     "store": {
@@ -106,7 +108,9 @@ MAY_IMPORT: dict[str, set[str]] = {
         "_core.lease",
         "checks",
         "clock",
+        "durability",
         "explain",
+        "recovered",
         "handle",
         "mover",
         "namespace",
@@ -157,6 +161,7 @@ MAY_NAME: dict[str, set[str]] = {
     "carry": {"mover"},
     "promotion": {"carry", "mover"},
     "arrivals": {"_core.lease", "handle", "promotion", "store"},
+    "durability": {"store"},
     "scrub": {"mover"},
     "lease": {"_core.arena", "_core.lease", "handle"},
     "room": {"_core.arena", "_core.lease", "handle", "tiers.base"},

@@ -1,7 +1,7 @@
 """The queue of blocks that wait for their write-back, and a flush that waits for a part of it."""
 
 import numpy as np
-from store_helpers import BLOCK, FakeClock, ObedientTier, chain, make_spec, make_store, payload, put_chain, settle
+from store_helpers import BLOCK, FakeClock, ObedientTier, make_spec, make_store, put_chain, settle
 
 from kvstore.backlog import Backlog, Dirty
 
