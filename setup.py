@@ -41,7 +41,6 @@ class Build(build_ext):
                 "-Iprotos",
                 f"--python_out={target}",
                 f"--pyi_out={target}",
-                f"--grpc_python_out={target}",
                 str(proto),
             ]
             if protoc.main(arguments) != 0:

@@ -1,6 +1,7 @@
 """kvstore: a tiered KV-cache store for LLM inference."""
 
 from kvstore.block import BlockLayout, Lookup, Match, PutResult
+from kvstore.client import connect
 from kvstore.config import Config
 from kvstore.embedded import open
 from kvstore.errors import KVStoreError
@@ -18,5 +19,6 @@ __all__ = [
     "Namespace",
     "NamespaceSpec",
     "PutResult",
+    "connect",
     "open",
 ]

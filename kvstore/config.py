@@ -18,7 +18,6 @@ from typing import Any, Literal, Self, cast, get_args, get_origin
 from pydantic import (
     BaseModel,
     ByteSize,
-    ConfigDict,
     Field,
     PrivateAttr,
     ValidationError,
@@ -36,6 +35,8 @@ from pydantic_settings import (
 )
 
 from kvstore.errors import ConfigInvalid
+from kvstore.section import Section as _Section
+from kvstore.serving import Serve
 
 KIB, MIB, GIB, TIB = 1 << 10, 1 << 20, 1 << 30, 1 << 40
 PAGE_NBYTES = 4 * KIB
@@ -51,18 +52,6 @@ PREFIX = "KVSTORE_"
 FOREIGN = re.compile(
     r"KVSTORE_(SANITIZE|TRACES|KILLS(_SEED)?|(.+_)?(SERVICE_HOST|SERVICE_PORT(_.+)?|PORT(_\d+_(TCP|UDP)(_.+)?)?))"
 )
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_bool_as_number(cls, value: object, info: ValidationInfo) -> object:
-        """`nbytes = true` is a mistake, although Python could count with it."""
-        if isinstance(value, bool) and cls.model_fields[cast(str, info.field_name)].annotation is not bool:
-            raise PydanticCustomError("type", "")
-        return value
 
 
 class Host(_Section):
@@ -205,6 +194,7 @@ class Config(BaseSettings):
     disk: Disk = Disk()
     index: Index = Index()
     mover: Mover = Mover()
+    serve: Serve = Serve()
     _origins: dict[str, str] = PrivateAttr(default_factory=dict)
 
     def __init__(self, _known_origins: Mapping[str, str] | None = None, **sections: Any) -> None:
@@ -345,6 +335,8 @@ def _problem(details: ErrorDetails, origins: Mapping[str, str]) -> str:
 def _allowed(field: FieldInfo) -> str:
     """What a setting may be, in words."""
     kind = field.annotation
+    if isinstance(field.json_schema_extra, dict):
+        return str(field.json_schema_extra["allowed"])
     if get_origin(kind) is Literal:
         choices = ", ".join(repr(choice) for choice in get_args(kind))
         return f"one of {choices}" if len(get_args(kind)) > 1 else choices

@@ -5,6 +5,7 @@
     ├── ConfigInvalid       the configuration cannot be used: key, value, allowed range
     ├── NamespaceMismatch   a namespace exists under this name with another value in `field`
     ├── LimitExceeded       a limit was hit: which one and how large it is
+    ├── AccessDenied        a daemon does not know the caller, or does not allow this
     ├── LeaseExpired        a lease or reservation was used after its end
     └── Unavailable         a store or tier cannot serve: closed, or its device or memory is not to be had
 
@@ -49,10 +50,17 @@ class LimitExceeded(KVStoreError):
     code = "RESOURCE_EXHAUSTED"
 
 
+class AccessDenied(KVStoreError):
+    """A daemon does not know the caller, or does not allow this verb or namespace; the text says which."""
+
+    code = "PERMISSION_DENIED"
+
+
 class LeaseExpired(KVStoreError):
     """A lease or reservation was used after it had been released, committed or timed out."""
 
     code = "ABORTED"
+    num_lost = 0  # of a commit: blocks that had been undone
 
 
 class Unavailable(KVStoreError):

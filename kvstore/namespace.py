@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, fields
+import re
+from dataclasses import asdict, dataclass, fields, replace
 
 from kvstore.errors import InvalidRequest, NamespaceMismatch
 
@@ -13,6 +14,7 @@ BLOCK_NBYTES_MAX = 1 << 30
 SHARDS_MAX = 32
 TEXT_MAX = 512
 HASHES = ("sha256", "xxh3_128")
+TENANT = re.compile(r"[A-Za-z0-9._-]{1,64}")
 IDENTITY = ("model", "lora", "group", "salt")  # what a namespace without a name is told apart by
 
 
@@ -28,7 +30,8 @@ class NamespaceSpec:
     `block_nbytes` is the size of a whole block, all shards together. `shards` is the number of parts that are written
     separately (tensor parallel ranks); the block becomes visible when all are committed. `name` is what two openings
     have to agree on; empty, it is made of model, lora, group and salt, so that opening the same model with another
-    dtype, layout or block size is refused instead of mixing bytes. Errors: InvalidRequest names the field.
+    dtype, layout or block size is refused instead of mixing bytes. `tenant` is filled in by the daemon from the
+    caller's identity: leave it empty. Errors: InvalidRequest names the field.
     """
 
     model: str
@@ -43,6 +46,7 @@ class NamespaceSpec:
     hash: str = "sha256"
     salt: str = ""
     name: str = ""
+    tenant: str = ""
 
     def __post_init__(self) -> None:
         for item in fields(self):
@@ -51,6 +55,8 @@ class NamespaceSpec:
                 raise InvalidRequest(f"{item.name}={value!r:.80} is not a text of at most {TEXT_MAX} characters")
         if not self.model:
             raise InvalidRequest("model='' is empty; name the model whose KV this is")
+        if self.tenant and not TENANT.fullmatch(self.tenant):
+            raise InvalidRequest(f"tenant={self.tenant!r:.80} is not 1 to 64 of A-Z a-z 0-9 . _ -")
         _check_int("block_tokens", self.block_tokens, 1, BLOCK_TOKENS_MAX)
         _check_int("block_nbytes", self.block_nbytes, 1, BLOCK_NBYTES_MAX)
         _check_int("shards", self.shards, 1, SHARDS_MAX)
@@ -67,15 +73,17 @@ class NamespaceSpec:
 
     @property
     def title(self) -> str:
-        """The name that a handshake compares under."""
-        if self.name:
-            return self.name
+        """The name that a handshake compares under; no two tenants have one in common."""
         rest = [f"{item}={getattr(self, item)}" for item in IDENTITY[1:] if getattr(self, item)]
-        return " ".join([self.model, *rest])
+        title = self.name or " ".join([self.model, *rest])
+        return f"{title} tenant={self.tenant}" if self.tenant else title
 
     def text(self) -> str:
-        """Canonical text (docs/formats.md, "Namespace"): JSON, keys sorted, no spaces."""
-        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+        """Canonical text (docs/formats.md, "Namespace"): JSON, keys sorted, no spaces; without an empty tenant."""
+        values = asdict(self)
+        if not self.tenant:
+            del values["tenant"]
+        return json.dumps(values, sort_keys=True, separators=(",", ":"))
 
     @classmethod
     def from_text(cls, text: str) -> NamespaceSpec:
@@ -85,9 +93,10 @@ class NamespaceSpec:
         except (TypeError, ValueError, RecursionError) as error:
             raise InvalidRequest(f"not a namespace: {error}") from None
 
-    def digest(self, tenant: str = "") -> bytes:
+    def digest(self) -> bytes:
         """32 bytes that seed the hash chain: no two namespaces or tenants can have a key in common."""
-        return hashlib.sha256(f"kvstore namespace v1\n{tenant}\n{self.text()}".encode()).digest()
+        shared = replace(self, tenant="").text()
+        return hashlib.sha256(f"kvstore namespace v1\n{self.tenant}\n{shared}".encode()).digest()
 
     def require_equal(self, wanted: NamespaceSpec) -> None:
         """NamespaceMismatch naming the first field in which `wanted` differs from this, the stored spec."""

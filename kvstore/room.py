@@ -103,7 +103,9 @@ class Room:
         lost = self._namespace.commit(self._ids, self._shard)
         self._open = False
         if lost:
-            raise LeaseExpired(f"{lost} of {len(self._ids)} reserved blocks were undone before the commit")
+            error = LeaseExpired(f"{lost} of {len(self._ids)} reserved blocks were undone before the commit")
+            error.num_lost = lost
+            raise error
         return PutResult(len(self._ids), self.present, self.rejected)
 
     def _hold(self) -> None:

@@ -21,7 +21,7 @@ def check_wheel(names: set[str]) -> None:
     assert wanted - names == set(), sorted(wanted - names)
     compiled = {name.partition(".")[0] for name in names if name.endswith(".so")}
     assert compiled == {str(Path(stub).with_suffix("")) for stub in expected(("kvstore/_core", "*.pyi"))}
-    assert {"kvstore/v1/kvstore_pb2.py", "kvstore/v1/kvstore_pb2_grpc.py", "kvstore/v1/kvstore_pb2.pyi"} <= names
+    assert {"kvstore/v1/kvstore_pb2.py", "kvstore/v1/kvstore_pb2.pyi"} <= names
     others = {name.partition("/")[0] for name in names if not name.startswith("kvstore/")}
     assert all(name.endswith(".dist-info") for name in others), others
     sources = {name for name in names if name.endswith((".c", ".h", ".pyx", ".pxd", ".proto"))}

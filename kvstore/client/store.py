@@ -1,0 +1,85 @@
+"""RemoteStore: a store in a daemon."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+from kvstore.checks import duration_us
+from kvstore.client.handle import RemoteNamespace
+from kvstore.client.link import Link
+from kvstore.errors import InvalidRequest, Unavailable
+from kvstore.namespace import NamespaceSpec
+from kvstore.v1 import kvstore_pb2 as pb
+
+MakeNamespace = Callable[[Link, NamespaceSpec, int | None, Callable[[], None]], RemoteNamespace]
+
+
+class RemoteStore:
+    """A store of KV blocks in a daemon. `kvstore.connect` makes one; `namespace` gives the verbs.
+
+    Safe to use from several threads. `make_namespace` is what a namespace is made by: a client that shares the daemon's
+    memory hands in its own.
+    """
+
+    def __init__(self, link: Link, make_namespace: MakeNamespace = RemoteNamespace) -> None:
+        self.link = link
+        self._make = make_namespace
+        self.is_open = True
+
+    def _check_open(self) -> None:
+        if not self.is_open:
+            raise Unavailable("the store is closed")
+
+    def namespace(self, spec: NamespaceSpec, quota_nbytes: int | None = None) -> RemoteNamespace:
+        """As BlockStore.namespace. When the daemon is gone, the handshake is done once it is back; its errors come from
+        the verbs then. A quota needs the verb `admin`."""
+        if not isinstance(spec, NamespaceSpec):
+            raise InvalidRequest(f"namespace wants a NamespaceSpec, not {type(spec).__name__}")
+        if spec.tenant:
+            raise InvalidRequest(f"tenant={spec.tenant!r}: the tenant is who the caller is")
+        self._check_open()
+        namespace = self._make(self.link, spec, quota_nbytes, self._check_open)
+        try:
+            namespace.open()
+        except Unavailable:
+            if not self.link.circuit.is_open:  # it answered, and will not
+                raise
+        return namespace
+
+    def flush(self, deadline_ms: float | None = None) -> bool:
+        """As BlockStore.flush; False also when the daemon is gone."""
+        self._check_open()
+        wanted_s = None if deadline_ms is None else duration_us("deadline_ms", deadline_ms) / 1e6
+        try:
+            most_s = self.link.capabilities.call_ms_max / 1000
+            call_s = most_s if wanted_s is None else min(most_s, wanted_s + self.link.timeout_s)
+            request = pb.FlushRequest(deadline_ms=deadline_ms)
+            return self.link.ask("Flush", request, pb.FlushReply, call_s, repeat=False).done
+        except Unavailable:
+            return False
+
+    def stats(self) -> dict[str, Any]:
+        """As BlockStore.stats, and `service`: what calls under way hold. Errors: Unavailable, AccessDenied."""
+        self._check_open()
+        reply = self.link.ask("Stats", pb.StatsRequest(), pb.StatsReply, repeat=True)
+        found: dict[str, Any] = json.loads(reply.json)
+        return found
+
+    def close(self) -> None:
+        """End the connection; the daemon goes on. Idempotent."""
+        self.is_open = False
+        self.link.close()
+
+    def __enter__(self) -> RemoteStore:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<RemoteStore {self.link.target}>"

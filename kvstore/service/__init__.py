@@ -1,0 +1,1 @@
+"""The gRPC service: wire ↔ values, identity, limits. What the verbs mean is the store's business."""

@@ -1,0 +1,166 @@
+"""The RPCs of one message for one message: wire ↔ values around the verbs of the store."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping
+
+import grpc
+from google.protobuf.message import Message
+
+from kvstore.block import Match
+from kvstore.config import Config
+from kvstore.namespace import NamespaceSpec
+from kvstore.service.calls import Unary, remaining_ms
+from kvstore.service.identity import Caller
+from kvstore.service.limits import Held, Limits
+from kvstore.service.namespaces import Namespaces
+from kvstore.store import BlockStore
+from kvstore.v1 import kvstore_pb2 as pb
+
+PROTOCOL = 1
+Methods = Mapping[str, tuple[Unary, type[Message]]]
+
+log = logging.getLogger("kvstore.service")
+
+
+def spec_of(message: pb.NamespaceSpec) -> NamespaceSpec:
+    """Errors: InvalidRequest names the field."""
+    return NamespaceSpec(**{field.name: getattr(message, field.name) for field in message.DESCRIPTOR.fields})
+
+
+def match_reply(match: Match) -> pb.MatchReply:
+    """A Match as it is sent."""
+    return pb.MatchReply(num_blocks=match.num_blocks, by_tier=match.by_tier, load_us=match.load_us)
+
+
+class Control:
+    """The verbs on blocks that carry no blocks."""
+
+    def __init__(self, store: BlockStore, namespaces: Namespaces, limits: Limits, held: Held, version: str) -> None:
+        self._store, self._namespaces, self._limits, self._held = store, namespaces, limits, held
+        self._version = version
+        self.attach_path = ""  # the daemon says it once the socket is there
+
+    def methods(self) -> Methods:
+        """Name in the protocol → function and request."""
+        return {
+            "GetCapabilities": (self.capabilities, pb.GetCapabilitiesRequest),
+            "OpenNamespace": (self.open_namespace, pb.OpenNamespaceRequest),
+            "Match": (self.match, pb.MatchRequest),
+            "Explain": (self.explain, pb.ExplainRequest),
+            "Prefetch": (self.prefetch, pb.PrefetchRequest),
+            "Remove": (self.remove, pb.RemoveRequest),
+            "Clear": (self.clear, pb.ClearRequest),
+            "Flush": (self.flush, pb.FlushRequest),
+            "Stats": (self.stats, pb.StatsRequest),
+        }
+
+    def capabilities(
+        self, caller: Caller, request: pb.GetCapabilitiesRequest, context: grpc.ServicerContext
+    ) -> Message:
+        """As the protocol says; whoever has a tenant shares no memory, because shared memory knows no tenants."""
+        limits = self._limits
+        return pb.Capabilities(
+            protocol=PROTOCOL,
+            server_version=self._version,
+            keys_max=limits.keys_max,
+            piece_nbytes_max=limits.piece_nbytes_max,
+            call_nbytes_max=limits.call_nbytes_max,
+            client_nbytes_max=limits.client_nbytes_max,
+            call_ms_max=limits.call_ms_max,
+            attach_path="" if caller.tenant or not context.peer().startswith("unix:") else self.attach_path,
+            near_tier=self._store.near.name,
+        )
+
+    def open_namespace(self, caller: Caller, request: pb.OpenNamespaceRequest, _: grpc.ServicerContext) -> Message:
+        """As the protocol says."""
+        quota = request.quota_nbytes if request.HasField("quota_nbytes") else None
+        return pb.OpenNamespaceReply(namespace=self._namespaces.open(caller, spec_of(request.spec), quota))
+
+    def match(self, caller: Caller, request: pb.MatchRequest, _: grpc.ServicerContext) -> Message:
+        """As the protocol says."""
+        opened = self._namespaces.get(caller, request.namespace, "read")
+        return match_reply(opened.namespace.match(opened.keys(request.keys)))
+
+    def explain(self, caller: Caller, request: pb.ExplainRequest, _: grpc.ServicerContext) -> Message:
+        """As the protocol says."""
+        opened = self._namespaces.get(caller, request.namespace, "read")
+        return pb.ExplainReply(reasons=opened.namespace.explain(opened.keys(request.keys)))
+
+    def prefetch(self, caller: Caller, request: pb.PrefetchRequest, context: grpc.ServicerContext) -> Message:
+        """As the protocol says."""
+        opened = self._namespaces.get(caller, request.namespace, "read")
+        wanted_ms = request.deadline_ms if request.HasField("deadline_ms") else None
+        left_ms = remaining_ms(context, wanted_ms, self._limits.call_ms_max)
+        with self._held.long_call():
+            keys = opened.keys(request.keys)
+            arriving = opened.namespace.prefetch(keys, self._store.near.name, left_ms)
+            if self._store.clock.wait(arriving, int(left_ms * 1000)):
+                return match_reply(arriving.result())
+            return match_reply(opened.namespace.match(keys))
+
+    def remove(self, caller: Caller, request: pb.RemoveRequest, _: grpc.ServicerContext) -> Message:
+        """As the protocol says."""
+        opened = self._namespaces.get(caller, request.namespace, "remove")
+        return pb.RemoveReply(num_blocks=opened.namespace.remove(opened.keys(request.keys)))
+
+    def clear(self, caller: Caller, request: pb.ClearRequest, _: grpc.ServicerContext) -> Message:
+        """As the protocol says."""
+        opened = self._namespaces.get(caller, request.namespace, "remove")
+        return pb.RemoveReply(num_blocks=opened.namespace.clear())
+
+    def flush(self, caller: Caller, request: pb.FlushRequest, context: grpc.ServicerContext) -> Message:
+        """As the protocol says."""
+        caller.rule.require("write")
+        wanted_ms = request.deadline_ms if request.HasField("deadline_ms") else None
+        left_ms = remaining_ms(context, wanted_ms, self._limits.call_ms_max)
+        with self._held.long_call():
+            return pb.FlushReply(done=self._store.flush(left_ms))
+
+    def stats(self, caller: Caller, request: pb.StatsRequest, _: grpc.ServicerContext) -> Message:
+        """As the protocol says; `service` has what the calls under way hold."""
+        caller.rule.require("stats")
+        return pb.StatsReply(json=json.dumps(self._store.stats() | {"service": self._held.counts()}))
+
+
+class Admin:
+    """The RPCs of whoever runs the server."""
+
+    def __init__(self, namespaces: Namespaces, config: Config, drain: Callable[[], None]) -> None:
+        self._namespaces, self._config, self._drain = namespaces, config, drain
+
+    def methods(self) -> Methods:
+        """Name in the protocol → function and request."""
+        return {
+            "Drain": (self.drain, pb.DrainRequest),
+            "ClearAll": (self.clear_all, pb.ClearAllRequest),
+            "SetQuota": (self.set_quota, pb.SetQuotaRequest),
+            "GetConfig": (self.get_config, pb.GetConfigRequest),
+        }
+
+    def drain(self, caller: Caller, request: pb.DrainRequest, _: grpc.ServicerContext) -> Message:
+        """As the protocol says."""
+        caller.rule.require("admin")
+        log.info("asked to drain by %s", caller.client)
+        self._drain()
+        return pb.DrainReply()
+
+    def clear_all(self, caller: Caller, request: pb.ClearAllRequest, _: grpc.ServicerContext) -> Message:
+        """As the protocol says."""
+        caller.rule.require("admin")
+        return pb.RemoveReply(num_blocks=self._namespaces.clear_all())
+
+    def set_quota(self, caller: Caller, request: pb.SetQuotaRequest, _: grpc.ServicerContext) -> Message:
+        """As the protocol says."""
+        self._namespaces.set_quota(caller, request.namespace, request.quota_nbytes)
+        return pb.SetQuotaReply()
+
+    def get_config(self, caller: Caller, request: pb.GetConfigRequest, _: grpc.ServicerContext) -> Message:
+        """As the protocol says."""
+        caller.rule.require("admin")
+        settings = [
+            pb.Setting(key=one.key, value=json.dumps(one.value), origin=one.origin) for one in self._config.explain()
+        ]
+        return pb.GetConfigReply(settings=settings)

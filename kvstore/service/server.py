@@ -1,0 +1,100 @@
+"""The gRPC server: the protocol's methods, health and reflection, over a pool of threads."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from kvstore.access import Access
+from kvstore.config import Config
+from kvstore.service.bulk import Bulk
+from kvstore.service.calls import Calls, Door
+from kvstore.service.control import Admin, Control, Methods
+from kvstore.service.endpoints import add_tcp, add_unix
+from kvstore.service.identity import Gatekeeper
+from kvstore.service.limits import MESSAGE_NBYTES_MAX, Held, Limits
+from kvstore.service.namespaces import Namespaces
+from kvstore.store import BlockStore
+from kvstore.v1 import kvstore_pb2 as pb
+
+log = logging.getLogger("kvstore.service")
+
+STORE, ADMIN = "kvstore.v1.KVStore", "kvstore.v1.Admin"
+OPTIONS = (
+    ("grpc.max_send_message_length", -1),  # what is sent is cut by us
+    ("grpc.max_receive_message_length", MESSAGE_NBYTES_MAX),
+    ("grpc.so_reuseport", 0),  # a second server on the same port is a mistake, not a way to share it
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.keepalive_time_ms", 30_000),  # a client whose machine is gone must not hold leases for ever
+    ("grpc.keepalive_timeout_ms", 10_000),
+)
+
+
+class Server:
+    """Serves one store. Start it once; `drain` ends it. Safe to use from several threads."""
+
+    def __init__(self, store: BlockStore, config: Config, version: str, on_drain: Callable[[], None]) -> None:
+        settings = config.serve
+        self._settings = settings
+        self.limits = Limits(settings.threads, settings.client_nbytes_max, settings.call_ms_max)
+        self.held = Held(self.limits)
+        self.gatekeeper = Gatekeeper(Access.load(settings.access) if settings.access else None)
+        self._door, self._namespaces = Door(), Namespaces(store)
+        self.control = Control(store, self._namespaces, self.limits, self.held, version)
+        self._admin = Admin(self._namespaces, config, on_drain)
+        self._bulk = Bulk(self._namespaces, self.limits, self.held)
+        self._health = health.HealthServicer(experimental_non_blocking=True)
+        self._pool = ThreadPoolExecutor(settings.threads, thread_name_prefix="kvstore-rpc")
+        self._server = grpc.server(self._pool, options=OPTIONS, maximum_concurrent_rpcs=3 * settings.threads)
+        self._register()
+        self.port = 0
+
+    def _register(self) -> None:
+        calls = Calls(self.gatekeeper, self._door)
+        streams = {
+            "Read": calls.answering(self._bulk.read, pb.ReadRequest),
+            "Write": calls.conversing(self._bulk.write),
+        }
+        self._server.add_generic_rpc_handlers(
+            (
+                grpc.method_handlers_generic_handler(STORE, _unary(calls, self.control.methods()) | streams),
+                grpc.method_handlers_generic_handler(ADMIN, _unary(calls, self._admin.methods())),
+            )
+        )
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        names = (STORE, ADMIN, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, self._server)
+        self._say(health_pb2.HealthCheckResponse.NOT_SERVING)
+
+    def _say(self, status: health_pb2.HealthCheckResponse.ServingStatus.ValueType) -> None:
+        for name in ("", STORE, ADMIN):
+            self._health.set(name, status)
+
+    def start(self) -> None:
+        """Listen and serve. Errors: ConfigInvalid for an address that must not be used so, Unavailable if taken."""
+        if self._settings.socket:
+            add_unix(self._server, self._settings.socket)
+            log.info("listening on unix:%s", self._settings.socket)
+        if self._settings.listen:
+            self.port = add_tcp(self._server, self._settings)
+            log.info("listening on %s, port %d", self._settings.listen, self.port)
+        self._server.start()
+        self._say(health_pb2.HealthCheckResponse.SERVING)
+
+    def drain(self, grace_ms: int) -> None:
+        """No new calls; those under way get so long, then are cancelled. Returns when all have ended. Idempotent."""
+        self._health.enter_graceful_shutdown()
+        self._door.close()
+        stopped: threading.Event = self._server.stop(grace_ms / 1000)
+        stopped.wait()
+        self._pool.shutdown()  # cancelled calls let go of their blocks before the store closes
+
+
+def _unary(calls: Calls, methods: Methods) -> dict[str, grpc.RpcMethodHandler[bytes, bytes]]:
+    return {name: calls.unary(function, kind) for name, (function, kind) in methods.items()}
