@@ -25,6 +25,7 @@ from kvstore.errors import KVStoreError
 COMMANDS = {
     "check": "Verify the folder of a disk tier, and drop what is bad.",
     "demo": "Run a chat workload against a store and show where its blocks come from.",
+    "serve": "Serve a store to other processes and machines.",
     "replay": "Replay a request trace against a store.",
 }
 

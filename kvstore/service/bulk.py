@@ -39,6 +39,7 @@ class Bulk:
             nbytes = lease.num_blocks * opened.namespace.spec.block_nbytes
             with self._held.blocks(caller.client, nbytes):
                 yield from self._sent(lease, opened.namespace.spec.block_nbytes)
+            self._held.count("sent_nbytes", nbytes)
 
     def _sent(self, lease: Lease, block_nbytes: int) -> Iterator[bytes]:
         header = pb.ReadHeader(
@@ -66,6 +67,7 @@ class Bulk:
                 nbytes = len(room.wanted) * opened.namespace.spec.part_nbytes
                 with self._held.blocks(caller.client, nbytes):
                     yield from self._received(room, requests, header.start, num_considered, opened)
+                self._held.count("received_nbytes", nbytes)
 
     def _considered(self, opened: Opened, header: pb.WriteHeader) -> tuple[np.ndarray, int]:
         """The keys, and how many of them one call may reserve: those stored already, and what fits behind them."""

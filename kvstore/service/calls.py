@@ -12,6 +12,7 @@ from google.protobuf.message import DecodeError, Message
 
 from kvstore.errors import InvalidRequest, KVStoreError, NamespaceMismatch, Unavailable
 from kvstore.service.identity import Caller, Gatekeeper
+from kvstore.service.limits import Held
 from kvstore.v1 import kvstore_pb2 as pb
 
 log = logging.getLogger("kvstore.service")
@@ -44,18 +45,26 @@ class Door:
 class Calls:
     """Makes gRPC handlers of functions that take a caller and a message, and raise errors of kvstore."""
 
-    def __init__(self, gatekeeper: Gatekeeper, door: Door) -> None:
-        self._gatekeeper, self._door = gatekeeper, door
+    def __init__(self, gatekeeper: Gatekeeper, door: Door, held: Held) -> None:
+        self._gatekeeper, self._door, self._held = gatekeeper, door, held
+
+    def _admit(self, context: grpc.ServicerContext) -> Caller:
+        self._held.count("calls")
+        self._door.require_open()
+        return self._gatekeeper.caller(context)
+
+    def _refuse(self, context: grpc.ServicerContext, error: Exception) -> NoReturn:
+        self._held.count("refused")
+        refuse(context, error)
 
     def unary(self, function: Unary, kind: type[Message]) -> grpc.RpcMethodHandler[bytes, bytes]:
         """One message for one message."""
 
         def handle(request: bytes, context: grpc.ServicerContext) -> bytes:
             try:
-                self._door.require_open()
-                return function(self._gatekeeper.caller(context), parsed(kind, request), context).SerializeToString()
+                return function(self._admit(context), parsed(kind, request), context).SerializeToString()
             except Exception as error:
-                refuse(context, error)
+                self._refuse(context, error)
 
         return grpc.unary_unary_rpc_method_handler(handle)
 
@@ -64,10 +73,9 @@ class Calls:
 
         def handle(request: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
             try:
-                self._door.require_open()
-                yield from function(self._gatekeeper.caller(context), parsed(kind, request), context)
+                yield from function(self._admit(context), parsed(kind, request), context)
             except Exception as error:
-                refuse(context, error)
+                self._refuse(context, error)
 
         return grpc.unary_stream_rpc_method_handler(handle)
 
@@ -76,10 +84,9 @@ class Calls:
 
         def handle(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
             try:
-                self._door.require_open()
-                yield from function(self._gatekeeper.caller(context), requests, context)
+                yield from function(self._admit(context), requests, context)
             except Exception as error:
-                refuse(context, error)
+                self._refuse(context, error)
 
         return grpc.stream_stream_rpc_method_handler(handle)
 

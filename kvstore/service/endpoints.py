@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import ipaddress
 import logging
 import os
@@ -20,21 +21,36 @@ log = logging.getLogger("kvstore.service")
 UNIX_PATH_MAX = 107
 
 
-def add_unix(server: grpc.Server, path: str) -> None:
+def add_unix(server: grpc.Server, path: str) -> int:
     """Listen on a socket that only this user can open: mode 0600, in a folder nobody else may change.
 
-    gRPC shows no peer credentials of a unix socket to Python, so the file system is what keeps others out. Errors:
-    ConfigInvalid for a path or folder that cannot be used, Unavailable when another server listens there.
+    gRPC shows no peer credentials of a unix socket to Python, so the file system is what keeps others out. The
+    descriptor that is returned holds a lock beside the socket, because gRPC would take a socket over from a server that
+    lives; close it when the server has ended. Errors: ConfigInvalid for a path or folder that cannot be used,
+    Unavailable when another server listens there.
     """
     if len(os.fsencode(path)) > UNIX_PATH_MAX:
         raise ConfigInvalid(f"serve.socket={path!r} is longer than {UNIX_PATH_MAX} bytes, the system's limit")
     folder = Path(path).absolute().parent
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    found = folder.stat()
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = folder.stat()
+    except OSError as error:
+        raise ConfigInvalid(f"serve.socket={path!r}: no folder for it: {error}") from None
     if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise ConfigInvalid(f"serve.socket={path!r}: others may write to its folder; use one with mode 0700 or 0755")
     with _umask(0o177):  # the socket never exists with a wider mode, not even for a moment
-        _bind(server, f"unix:{path}", None)
+        lock = os.open(f"{path}.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _bind(server, f"unix:{path}", None)
+        except BlockingIOError:
+            os.close(lock)
+            raise Unavailable(f"serve.socket={path!r}: another daemon listens there") from None
+        except BaseException:
+            os.close(lock)
+            raise
+    return lock
 
 
 def add_tcp(server: grpc.Server, settings: Serve) -> int:

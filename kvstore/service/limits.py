@@ -43,6 +43,7 @@ class Held:
         self._lock = threading.Lock()
         self._num_calls = 0
         self._nbytes: Counter[str] = Counter()
+        self._totals = Counter({"calls": 0, "refused": 0, "sent_nbytes": 0, "received_nbytes": 0})
 
     @contextmanager
     def long_call(self) -> Iterator[None]:
@@ -78,10 +79,15 @@ class Held:
                 if not self._nbytes[client]:
                     del self._nbytes[client]
 
-    def counts(self) -> dict[str, int]:
-        """Long calls under way, bytes of blocks they hold, and clients that hold any."""
+    def count(self, name: str, amount: int = 1) -> None:
+        """Add to one of the totals that `counts` shows."""
         with self._lock:
-            return {
+            self._totals[name] += amount
+
+    def counts(self) -> dict[str, int]:
+        """Totals since the start; long calls under way, bytes of blocks they hold, and clients that hold any."""
+        with self._lock:
+            return dict(self._totals) | {
                 "long_calls": self._num_calls,
                 "held_nbytes": self._nbytes.total(),
                 "clients_holding": len(self._nbytes),

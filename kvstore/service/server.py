@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -53,10 +55,11 @@ class Server:
         self._pool = ThreadPoolExecutor(settings.threads, thread_name_prefix="kvstore-rpc")
         self._server = grpc.server(self._pool, options=OPTIONS, maximum_concurrent_rpcs=3 * settings.threads)
         self._register()
+        self._lock: int | None = None
         self.port = 0
 
     def _register(self) -> None:
-        calls = Calls(self.gatekeeper, self._door)
+        calls = Calls(self.gatekeeper, self._door, self.held)
         streams = {
             "Read": calls.answering(self._bulk.read, pb.ReadRequest),
             "Write": calls.conversing(self._bulk.write),
@@ -77,15 +80,27 @@ class Server:
             self._health.set(name, status)
 
     def start(self) -> None:
-        """Listen and serve. Errors: ConfigInvalid for an address that must not be used so, Unavailable if taken."""
+        """Listen and serve. Errors: ConfigInvalid for an address that must not be used so, Unavailable if it is taken;
+        nothing is left behind then."""
+        try:
+            self._listen()
+        except BaseException:
+            self.drain(0)
+            raise
+        self._server.start()
+        self._say(health_pb2.HealthCheckResponse.SERVING)
+
+    def _listen(self) -> None:
         if self._settings.socket:
-            add_unix(self._server, self._settings.socket)
+            self._lock = add_unix(self._server, self._settings.socket)
             log.info("listening on unix:%s", self._settings.socket)
         if self._settings.listen:
             self.port = add_tcp(self._server, self._settings)
             log.info("listening on %s, port %d", self._settings.listen, self.port)
-        self._server.start()
-        self._say(health_pb2.HealthCheckResponse.SERVING)
+
+    def stats(self, store: BlockStore) -> dict[str, Any]:
+        """The store's statistics with those of the service. Errors: Unavailable."""
+        return store.stats() | {"service": self.held.counts()}
 
     def drain(self, grace_ms: int) -> None:
         """No new calls; those under way get so long, then are cancelled. Returns when all have ended. Idempotent."""
@@ -94,6 +109,9 @@ class Server:
         stopped: threading.Event = self._server.stop(grace_ms / 1000)
         stopped.wait()
         self._pool.shutdown()  # cancelled calls let go of their blocks before the store closes
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            os.close(lock)
 
 
 def _unary(calls: Calls, methods: Methods) -> dict[str, grpc.RpcMethodHandler[bytes, bytes]]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -67,3 +69,13 @@ def idle(way: Way) -> bool:
     counts = way.inner.stats()
     held = way.server.held.counts()
     return (counts["lookups"]["leases_in_use"], counts["index"]["writing"], held["long_calls"]) == (0, 0, 0)
+
+
+def wait_for(done: Callable[[], bool], timeout_s: float = 20.0) -> bool:
+    """Ask now and then until it is so; what happens on the other side of a connection happens a moment later."""
+    end_s = time.monotonic() + timeout_s
+    while not done():
+        if time.monotonic() > end_s:
+            return False
+        time.sleep(0.002)
+    return True

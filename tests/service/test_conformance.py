@@ -6,7 +6,7 @@ import gc
 
 import numpy as np
 import pytest
-from service_helpers import Way
+from service_helpers import Way, wait_for
 from store_helpers import BLOCK, all_right, chain, make_spec, payload, put_chain
 
 import kvstore
@@ -168,7 +168,7 @@ def test_blocks_may_lie_in_several_tensors(ns, way_in):
 @pytest.mark.parametrize("nbytes", [1, 100, (2 << 20) // 3, 2 << 20, (2 << 20) + 1, 3_500_000])
 def test_blocks_of_every_size_travel(way: Way, nbytes):
     ns = way.store.namespace(make_spec(block_nbytes=nbytes))
-    keys = chain(ns, min(300, 7_000_000 // nbytes))
+    keys = chain(ns, min(300, 6_000_000 // nbytes))
     blocks = payload(keys, nbytes)
     assert ns.put(keys, blocks) == PutResult(len(keys), 0)
     out = np.zeros_like(blocks)
@@ -222,7 +222,7 @@ def test_leaving_a_room_undoes_it(ns):
         room.fill(payload(keys))
     with pytest.raises(LeaseExpired):
         room.fill(payload(keys))
-    assert eventually(lambda: ns.put(keys, payload(keys)).stored == 3)
+    assert wait_for(lambda: ns.put(keys, payload(keys)).stored == 3)
 
 
 def test_a_room_that_was_dropped_is_undone(ns):
@@ -231,7 +231,7 @@ def test_a_room_that_was_dropped_is_undone(ns):
     assert len(room.wanted) == 3
     del room
     gc.collect()
-    assert eventually(lambda: ns.put(keys, payload(keys)).stored == 3)
+    assert wait_for(lambda: ns.put(keys, payload(keys)).stored == 3)
 
 
 def test_what_another_reservation_is_writing_is_rejected(ns):
@@ -359,12 +359,3 @@ def test_a_closed_store_is_unavailable(way: Way):
             call()
     with pytest.raises(Unavailable, match="closed"):
         ns.put(keys, payload(keys))
-
-
-def eventually(done) -> bool:
-    """Ask until it is so; a daemon learns of the end of a call a moment later."""
-    for _ in range(2_000):
-        if done():
-            return True
-        gc.collect(0)
-    return False

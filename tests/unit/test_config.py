@@ -85,6 +85,21 @@ def test_every_setting_can_be_given_in_every_way(tmp_path: Path, monkeypatch: py
             "reservation_ttl_ms": 4,
             "put_wait_ms": 5,
         },
+        "serve": {
+            "socket": str(tmp_path / "socket"),
+            "listen": "127.0.0.1:1",
+            "insecure": True,
+            "tls_cert": "a",
+            "tls_key": "b",
+            "tls_client_ca": "c",
+            "access": "d",
+            "metrics": "127.0.0.1:2",
+            "threads": 8,
+            "client_nbytes_max": MIB,
+            "call_ms_max": 100,
+            "drain_ms": 0,
+            "log_format": "json",
+        },
     }
     wanted = Config(**other)
     assert {section: dict(values) for section, values in wanted} == other
@@ -95,6 +110,7 @@ def test_every_setting_can_be_given_in_every_way(tmp_path: Path, monkeypatch: py
     for key, value in dotted.items():
         monkeypatch.setenv("KVSTORE_" + key.replace(".", "_").upper(), str(value).lower())
     monkeypatch.setenv("KVSTORE_DISK_PATH", str(tmp_path))
+    monkeypatch.setenv("KVSTORE_SERVE_SOCKET", str(tmp_path / "socket"))
     assert Config.load() == wanted
 
 
@@ -126,13 +142,13 @@ def test_every_wrong_key_is_listed_with_value_origin_and_range(tmp_path: Path, m
             f"host.prefault = 'soon' (file {path}): must be one of 'background', 'now', 'off'",
             f"host.nbyte = 5 (file {path}): no such setting; did you mean host.nbytes? "
             "host has nbytes, prefault, shared",
-            f"hots = {{'nbytes': 1}} (file {path}): no such setting; the sections are host, disk, index, mover",
+            f"hots = {{'nbytes': 1}} (file {path}): no such setting; the sections are host, disk, index, mover, serve",
             f"index.leases_max = 1.5 (file {path}): must be a whole number from 64 to 1,048,576",
             "disk.nbytes = '8 gigs' (environment KVSTORE_DISK_NBYTES): must be a size from 0 B to 16 TiB, "
             'as a number of bytes or like "8 GiB"',
             "disk.segments = '3' (environment KVSTORE_DISK_SEGMENTS): no such setting; "
             "did you mean disk.segment_nbytes? disk has path, nbytes, segment_nbytes, free_nbytes_min, io_threads",
-            "foo_bar = '4' (environment KVSTORE_FOO_BAR): no such setting; the sections are host, disk, index, mover",
+            "foo_bar = '4' (environment KVSTORE_FOO_BAR): no such setting; the sections are host, disk, index, mover, serve",
             "mover.put_wait_ms = -1 (argument): must be a whole number from 0 to 60,000",
         ]
     )

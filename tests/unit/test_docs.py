@@ -48,7 +48,7 @@ def row(setting: Setting) -> str:
 def test_operations_has_every_setting_with_its_default() -> None:
     wanted = [row(setting) for setting in Config().explain()]
     lines = (ROOT / "docs" / "operations.md").read_text().splitlines()
-    assert [line for line in lines if re.match(r"\| `(host|disk|index|mover)\.\w+` \| `", line)] == wanted
+    assert [line for line in lines if re.match(r"\| `(host|disk|index|mover|serve)\.\w+` \| `", line)] == wanted
 
 
 def test_the_sample_file_has_every_setting_with_its_default() -> None:

@@ -26,7 +26,10 @@ def test_every_field_keeps_the_keys_apart(field):
 
 def test_digests_are_what_they_were_on_the_first_day():
     assert SPEC.digest().hex() == "9c263e5b2170d5e67c7ec2fb5aca3850cd13bbca3330877ffbb48e4877ed1f96"
-    assert replace(SPEC, tenant="acme").digest().hex() == "4bfcd31047efdf82145baf13bc2407df1b652267c2949784e051789d27fa7c07"
+    assert (
+        replace(SPEC, tenant="acme").digest().hex()
+        == "4bfcd31047efdf82145baf13bc2407df1b652267c2949784e051789d27fa7c07"
+    )
 
 
 @pytest.mark.parametrize("field", OTHER)
