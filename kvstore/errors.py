@@ -60,7 +60,10 @@ class LeaseExpired(KVStoreError):
     """A lease or reservation was used after it had been released, committed or timed out."""
 
     code = "ABORTED"
-    num_lost = 0  # of a commit: blocks that had been undone
+
+    def __init__(self, text: str, num_lost: int = 0) -> None:
+        super().__init__(text)
+        self.num_lost = num_lost  # of a commit: blocks that had been undone
 
 
 class Unavailable(KVStoreError):

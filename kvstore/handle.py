@@ -267,10 +267,17 @@ class Namespace:
         keys, shard = checked_keys(keys), self._checked_shard(shard)
         if not durable:
             return self._put(keys, blocks, start, shard, layout, block_ids, deadline_ms)
-        until_us = self._store.clock.now_us() + durability.wait_us(deadline_ms)
+        began_us, wait_us = self._store.clock.now_us(), durability.wait_us(deadline_ms)
         result = self._put(keys, blocks, start, shard, layout, block_ids, deadline_ms)
-        is_safe = not result.rejected and durability.make_durable(self._store, keys, self.number, until_us)
-        return replace(result, durable=is_safe)
+        left_ms = max(0, began_us + wait_us - self._store.clock.now_us()) / 1000
+        return replace(result, durable=not result.rejected and self.make_durable(keys, left_ms))
+
+    def make_durable(self, keys: Keys, deadline_ms: float | None = None) -> bool:
+        """Wait until all of these blocks are on disk, for 30 s without a deadline; False when they are not then, cannot
+        be, or are not all stored. Errors: InvalidRequest."""
+        self._store.check_open()
+        keys, until_us = checked_keys(keys), self._store.clock.now_us() + durability.wait_us(deadline_ms)
+        return durability.make_durable(self._store, keys, self.number, until_us)
 
     def _put(
         self,

@@ -103,9 +103,8 @@ class Room:
         lost = self._namespace.commit(self._ids, self._shard)
         self._open = False
         if lost:
-            error = LeaseExpired(f"{lost} of {len(self._ids)} reserved blocks were undone before the commit")
-            error.num_lost = lost
-            raise error
+            text = f"{lost} of {len(self._ids)} reserved blocks were undone before the commit"
+            raise LeaseExpired(text, lost)  # never by a name: the frame would hold the views as long as the traceback
         return PutResult(len(self._ids), self.present, self.rejected)
 
     def _hold(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import grpc
@@ -20,6 +21,7 @@ from kvstore.client.link import Link, Stale
 from kvstore.client.putting import UNAVAILABLE, Put, rejections
 from kvstore.client.room import RemoteRoom
 from kvstore.client.streams import Reading, Writing, transfer_s
+from kvstore.clock import SystemClock
 from kvstore.copying import Located, locate
 from kvstore.errors import InvalidRequest, Unavailable
 from kvstore.namespace import NamespaceSpec
@@ -42,6 +44,7 @@ class RemoteNamespace:
     ) -> None:
         self._link, self.spec, self._quota_nbytes = link, spec, quota_nbytes
         self._check_open = check_open
+        self._clock = SystemClock()
         self._seed = spec.digest()
         self._handle: int | None = None
         self._lock = threading.Lock()
@@ -254,15 +257,38 @@ class RemoteNamespace:
         layout: BlockLayout | None = None,
         block_ids: Any = None,
         deadline_ms: float | None = None,
+        durable: bool = False,
     ) -> PutResult:
         """As Namespace.put; blocks that are stored already do not travel."""
+        began_us = self._clock.now_us()
         self._check_open()
         keys, shard = checked_keys(keys), self._checked_shard(shard)
         start = whole_number("start", start, 0, len(keys))
         sources = locate(blocks, self.spec.part_nbytes, layout, block_ids, writable=False).require(len(keys) - start)
-        return Put(len(keys), start, sources, self.spec.part_nbytes).run(
+        result = Put(len(keys), start, sources, self.spec.part_nbytes).run(
             lambda at: self._writing(keys, at, shard, deadline_ms), lambda: self._link.capabilities.piece_nbytes_max
         )
+        if not durable or result.rejected:
+            return result
+        left_ms = None if deadline_ms is None else max(0.0, deadline_ms - (self._clock.now_us() - began_us) / 1000)
+        return replace(result, durable=self.make_durable(keys, left_ms))
+
+    def make_durable(self, keys: Keys, deadline_ms: float | None = None) -> bool:
+        """As Namespace.make_durable; False while the daemon is gone."""
+        self._check_open()
+        sent = checked_keys(keys).tobytes()
+        if deadline_ms is not None:
+            duration_us("deadline_ms", deadline_ms)
+
+        def ask(handle: int) -> bool:
+            request = pb.MakeDurableRequest(namespace=handle, keys=sent, deadline_ms=deadline_ms)
+            call_s = self._call_s(deadline_ms, 0)
+            return self._link.ask("MakeDurable", request, pb.FlushReply, repeat=True, timeout_s=call_s).done
+
+        try:
+            return self._with_handle(ask)
+        except Unavailable:
+            return False
 
     def remove(self, keys: Keys) -> int:
         """As Namespace.remove. Errors: Unavailable when nobody knows whether it was done; a repeat is safe."""

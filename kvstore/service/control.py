@@ -41,7 +41,6 @@ class Control:
     def __init__(self, store: BlockStore, namespaces: Namespaces, limits: Limits, held: Held, version: str) -> None:
         self._store, self._namespaces, self._limits, self._held = store, namespaces, limits, held
         self._version = version
-        self.attach_path = ""  # the daemon says it once the socket is there
 
     def methods(self) -> Methods:
         """Name in the protocol → function and request."""
@@ -53,14 +52,13 @@ class Control:
             "Prefetch": (self.prefetch, pb.PrefetchRequest),
             "Remove": (self.remove, pb.RemoveRequest),
             "Clear": (self.clear, pb.ClearRequest),
+            "MakeDurable": (self.make_durable, pb.MakeDurableRequest),
             "Flush": (self.flush, pb.FlushRequest),
             "Stats": (self.stats, pb.StatsRequest),
         }
 
-    def capabilities(
-        self, caller: Caller, request: pb.GetCapabilitiesRequest, context: grpc.ServicerContext
-    ) -> Message:
-        """As the protocol says; whoever has a tenant shares no memory, because shared memory knows no tenants."""
+    def capabilities(self, _: Caller, request: pb.GetCapabilitiesRequest, context: grpc.ServicerContext) -> Message:
+        """As the protocol says."""
         limits = self._limits
         return pb.Capabilities(
             protocol=PROTOCOL,
@@ -70,7 +68,6 @@ class Control:
             call_nbytes_max=limits.call_nbytes_max,
             client_nbytes_max=limits.client_nbytes_max,
             call_ms_max=limits.call_ms_max,
-            attach_path="" if caller.tenant or not context.peer().startswith("unix:") else self.attach_path,
             near_tier=self._store.near.name,
         )
 
@@ -118,6 +115,14 @@ class Control:
         left_ms = remaining_ms(context, wanted_ms, self._limits.call_ms_max)
         with self._held.long_call():
             return pb.FlushReply(done=self._store.flush(left_ms))
+
+    def make_durable(self, caller: Caller, request: pb.MakeDurableRequest, context: grpc.ServicerContext) -> Message:
+        """As the protocol says."""
+        opened = self._namespaces.get(caller, request.namespace, "write")
+        wanted_ms = request.deadline_ms if request.HasField("deadline_ms") else None
+        left_ms = remaining_ms(context, wanted_ms, self._limits.call_ms_max)
+        with self._held.long_call():
+            return pb.FlushReply(done=opened.namespace.make_durable(opened.keys(request.keys), left_ms))
 
     def stats(self, caller: Caller, request: pb.StatsRequest, _: grpc.ServicerContext) -> Message:
         """As the protocol says; `service` has what the calls under way hold."""

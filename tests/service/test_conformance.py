@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import gc
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
-from service_helpers import Way, wait_for
+from service_helpers import WAYS, Way, open_way, wait_for
 from store_helpers import BLOCK, all_right, chain, make_spec, payload, put_chain
 
 import kvstore
@@ -359,3 +360,26 @@ def test_a_closed_store_is_unavailable(way: Way):
             call()
     with pytest.raises(Unavailable, match="closed"):
         ns.put(keys, payload(keys))
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_a_durable_put_is_on_disk_when_it_returns(name, tmp_path):
+    disk = {"nbytes": "16 MiB", "path": str(tmp_path / "disk")}
+    with ExitStack() as stack:
+        way = open_way(name, tmp_path, stack, disk=disk)
+        ns = way.store.namespace(make_spec())
+        keys = chain(ns, 4)
+        assert not ns.put(keys[:2], payload(keys[:2])).durable
+        result = ns.put(keys, payload(keys), durable=True)
+        assert (result.stored, result.present, result.durable) == (2, 2, True)
+        assert way.inner.stats()["tiers"]["disk"]["blocks"] == 4
+        assert ns.make_durable(keys, deadline_ms=5_000)
+        assert not ns.make_durable(chain(ns, 5), deadline_ms=50)  # the fifth is not stored
+        with pytest.raises(InvalidRequest, match="deadline_ms"):
+            ns.make_durable(keys, deadline_ms=-1)
+
+
+def test_without_a_disk_nothing_is_durable(ns):
+    keys = chain(ns, 2)
+    result = ns.put(keys, payload(keys), durable=True, deadline_ms=50)
+    assert (result.stored, result.durable) == (2, False)

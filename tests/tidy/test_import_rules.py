@@ -160,7 +160,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "client.room": {"client.blocks", "client.streams", "copying"},
     "client.handle": {
         *("checks", "client.blocks", "client.lease", "client.link", "client.putting", "client.room"),
-        *("client.streams", "copying", "hashing", "namespace", "v1.kvstore_pb2"),
+        *("client.streams", "clock", "copying", "hashing", "namespace", "v1.kvstore_pb2"),
     },
     "client.store": {"checks", "client.handle", "client.link", "namespace", "v1.kvstore_pb2"},
     "aio": {"client", "config", "embedded"},

@@ -148,7 +148,8 @@ def test_every_wrong_key_is_listed_with_value_origin_and_range(tmp_path: Path, m
             'as a number of bytes or like "8 GiB"',
             "disk.segments = '3' (environment KVSTORE_DISK_SEGMENTS): no such setting; "
             "did you mean disk.segment_nbytes? disk has path, nbytes, segment_nbytes, free_nbytes_min, io_threads",
-            "foo_bar = '4' (environment KVSTORE_FOO_BAR): no such setting; the sections are host, disk, index, mover, serve",
+            "foo_bar = '4' (environment KVSTORE_FOO_BAR): no such setting; the sections are "
+            "host, disk, index, mover, serve",
             "mover.put_wait_ms = -1 (argument): must be a whole number from 0 to 60,000",
         ]
     )
