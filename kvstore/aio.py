@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Self
 
 from kvstore import embedded
 from kvstore.client import connect as connect_store
 from kvstore.config import Config
+from kvstore.errors import Unavailable
 
 __all__ = ["Lease", "Namespace", "Room", "Store", "connect", "open"]
 
@@ -31,7 +32,14 @@ class _Wrapper:
         self._inner, self._pool = inner, pool
 
     async def _run(self, call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self._pool, lambda: call(*arguments, **named))
+        return await asyncio.wrap_future(self._begin(call, *arguments, **named))
+
+    def _begin(self, call: Callable[..., Any], *arguments: Any, **named: Any) -> Future[Any]:
+        """Errors: Unavailable once the store was closed."""
+        try:
+            return self._pool.submit(lambda: call(*arguments, **named))
+        except RuntimeError:
+            raise Unavailable("the store is closed") from None
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._inner, name)
@@ -91,7 +99,7 @@ class Namespace(_Wrapper):
 
     async def _held(self, call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
         """Await what has to be released; when nobody awaits it any more, it is released as it comes."""
-        future = self._pool.submit(lambda: call(*arguments, **named))
+        future = self._begin(call, *arguments, **named)
         try:
             return await asyncio.shield(asyncio.wrap_future(future))
         except asyncio.CancelledError:
