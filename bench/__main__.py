@@ -6,6 +6,8 @@
   copy          gather, scatter and contiguous copies against memcpy and the best contiguous copy
   copy_kernels  every copy kernel on every shape, to choose between them on another processor
   evict         eviction and bookkeeping per block, and its metadata
+  rpc           control calls to a daemon against a bare gRPC server
+  stream        blocks to and from a daemon against a bare gRPC stream
   store         put and get through a whole store against a plain copy, and what a put costs beside it
 
 Example: python -m bench hash,copy --json
