@@ -25,8 +25,10 @@ from kvstore.errors import KVStoreError
 COMMANDS = {
     "check": "Verify the folder of a disk tier, and drop what is bad.",
     "demo": "Run a chat workload against a store and show where its blocks come from.",
-    "serve": "Serve a store to other processes and machines.",
+    "doctor": "Say which kernel settings and limits a store meets here, and what they cost.",
     "replay": "Replay a request trace against a store.",
+    "serve": "Serve a store to other processes and machines.",
+    "stats": "Show the numbers of a daemon.",
 }
 
 

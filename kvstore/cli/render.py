@@ -68,8 +68,8 @@ def console(*, stderr: bool = False) -> Console:
     return Console(stderr=stderr, highlight=False)
 
 
-def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
-    """A table: the first column to the left, all others to the right. Cells are shown with str()."""
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], num_left: int = 1) -> Table:
+    """A table: the first `num_left` columns to the left, all others to the right. Cells are shown with str()."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -83,7 +83,7 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) 
         show_header=any(columns),
     )
     for position, column in enumerate(columns):
-        shown.add_column(column, justify="left" if position == 0 else "right")
+        shown.add_column(column, justify="left" if position < num_left else "right")
     for row in rows:
         shown.add_row(*(Text(str(cell)) for cell in row))  # Text: a "[" in a cell is no markup
     return shown

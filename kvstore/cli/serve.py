@@ -34,7 +34,7 @@ def command(path: Path | None, socket: str | None, listen: str | None, metrics: 
     config = load()
     if show_config:
         rows = [(one.key, one.value, one.origin) for one in config.explain()]
-        render.console().print(render.table("", ("setting", "value", "from"), rows))
+        render.console().print(render.table("", ("setting", "value", "from"), rows, num_left=3))
         return 0
     logs.set_up(sys.stderr, config.serve.log_format)
     Daemon(load).run()
