@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvstore import copying, hashing
-from kvstore._core import index as core
+from kvstore._core import put
 from kvstore._core.lease import STOP_FULL
-from kvstore.arrays import NO_IDS, Ids, Keys
+from kvstore.arrays import Ids, Keys
 from kvstore.arrivals import Arrivals
 from kvstore.block import BlockLayout, Match, PutResult
 from kvstore.checks import checked_keys, duration_us, whole_number
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from kvstore._core.lease import Grip
     from kvstore.store import BlockStore
 
+Answer = tuple[Any, ...]  # of PutPath.reserve
+
 PREFIX_GONE = "the blocks before it are not stored any more"
 
 
@@ -38,6 +40,7 @@ class Namespace:
         self._store, self.number, self.spec = store, number, spec
         self._seed = spec.digest()
         self._leases, self._index, self._mover, self._lock = store.leases, store.index, store.mover, store.lock
+        self._put = store.mover.put
         self.arena: Arena = store.near.arena
 
     # ---- keys ----
@@ -186,21 +189,23 @@ class Namespace:
         return whole_number("shard", shard, 0, self.spec.shards - 1)
 
     def _reserve(self, keys: Keys, shard: int, deadline_ms: float | None) -> Grant:
-        self._store.check_open()
-        clock = self._store.clock
-        wait_ms = self._store.put_wait_ms if deadline_ms is None else deadline_ms
+        store, clock = self._store, self._store.clock
+        store.check_open()
+        wait_ms = store.put_wait_ms if deadline_ms is None else deadline_ms
         deadline_us = clock.now_us() + duration_us("deadline_ms", wait_ms)
         grip: Grip | None = None
         try:
             while True:
                 with self._lock:
-                    # Making room must not take away what this extends, nor what became stored since it was last asked.
-                    grip = self.lease_again(keys, grip)
-                    self.check_stop(grip, len(keys))
                     late = clock.now_us() >= deadline_us
-                    granted, progress = self._try_reserve(keys, shard, late)
-                if granted is not None:
-                    return granted
+                    answer, progress = self._attempt(keys, shard, put.LATE if late else 0), None
+                    if answer[0] != put.OK:
+                        # Making room must not take away what this extends.
+                        grip = self.lease_again(keys, grip)
+                        self.check_stop(grip, len(keys))
+                        answer, progress = self._make_room(keys, shard, answer, late=late)
+                    if answer[0] == put.OK:
+                        return self._granted(answer)
                 if progress is None:  # nothing is under way that could make room: take what there is
                     deadline_us = 0
                 else:
@@ -209,28 +214,43 @@ class Namespace:
             if grip is not None:
                 grip.release()
 
-    def _try_reserve(self, keys: Keys, shard: int, late: bool) -> tuple[Grant | None, Future[None] | None]:
-        """One attempt; without success the future to wait for. `late`: take what is to be had."""
-        store, mover = self._store, self._mover
+    def _attempt(self, keys: Keys, shard: int, flags: int) -> Answer:
+        """Ask the core. Caller holds the lock. Errors: InvalidRequest for a key of another namespace, or one block size
+        too many; Unavailable without memory."""
+        store = self._store
         store.settle_locked()
-        wanted, plan, ids = self._index.plan(keys, shard, self.number)
-        allowed, is_short = store.quotas.room(self.number, wanted) if wanted else (0, False)
-        if is_short and not late and (progress := mover.progress()) is not None:
-            return None, progress  # what is being moved now can go afterwards
-        fit = min(allowed, store.entries_room(allowed, self.number)) if allowed else 0
-        places = mover.room(self.number, fit, drop_unwritten=late) if fit else NO_IDS
-        if len(places) < fit and not late:
-            self._return(places)
-            return None, mover.progress()
-        why = "memory" if len(places) < fit else "index" if fit < allowed else "quota"
-        used = self._index.begin(keys, shard, self.number, plan, ids, places)
-        if used < len(places):
-            self._return(places[used:])
-        positions, mine, own_places, words, present, refused = self._index.granted(plan, ids)
-        store.watch(mine, words)
-        full = store.why_full(self.number, why) if refused else ""
+        self._mover.settle_writes()
+        answer: Answer = self._put.reserve(self._leases, keys, self.number, shard, flags, store.clock.time_s())
+        if answer[0] == put.FOREIGN:
+            raise InvalidRequest(f"keys[{answer[1]}] is a key of another namespace")
+        if answer[0] == put.NO_MEMORY:
+            self.arena.num_free(self.spec.block_nbytes)  # says so if it has slots of too many sizes
+            raise Unavailable("no memory for the slots of another slab")
+        return answer
+
+    def _make_room(self, keys: Keys, shard: int, answer: Answer, *, late: bool) -> tuple[Answer, Future[None] | None]:
+        """What the core could not do by itself: room within the quota, index entries. Another answer then, or one that
+        says what is short and the future to wait for."""
+        store, mover = self._store, self._mover
+        flags = put.LATE if late else 0
+        while answer[0] in (put.SHORT_QUOTA, put.SHORT_ENTRIES):  # each at most once
+            if answer[0] == put.SHORT_QUOTA:
+                _, is_short = store.quotas.room(self.number, answer[1])
+                if is_short and not late and (progress := mover.progress()) is not None:
+                    return answer, progress  # what is being moved now can go afterwards
+                flags |= put.PAST_QUOTA
+            else:
+                store.entries_room(answer[1], self.number)
+                flags |= put.PAST_ENTRIES
+            answer = self._attempt(keys, shard, flags)
+        return answer, None if answer[0] == put.OK else mover.progress()
+
+    def _granted(self, answer: Answer) -> Grant:
+        _, positions, mine, places, words, present, refused, why = answer
+        self._store.watch(mine, words)
+        full = self._store.why_full(self.number, why) if refused else ""
         rejected = {position: BUSY_REASON if busy else full for position, busy in refused}
-        return Grant(positions, mine, own_places, present, rejected), None
+        return Grant(positions, mine, places, present, rejected)
 
     def check_stop(self, grip: Grip, num_keys: int) -> None:
         """Errors: LimitExceeded when the lease table had no room for all of the leases; they end then."""
@@ -238,10 +258,6 @@ class Namespace:
             grip.release()
             limit = self._leases.entries_max
             raise LimitExceeded(f"{num_keys} more blocks do not fit into index.leases_max={limit}; release some leases")
-
-    def _return(self, places: Places) -> None:
-        if len(places):
-            self._store.near.free(places, self.spec.block_nbytes)
 
     def put(
         self,
@@ -285,9 +301,8 @@ class Namespace:
         """Remove these blocks and every stored block that extends one of them; returns how many went."""
         self._store.check_open()
         keys = checked_keys(keys)
-        with self._lock:  # an id that was looked up before may be another block's now
-            ids = self._index.find(keys, self.number)
-            removed = self._index.remove(ids[ids != core.NONE], core.REMOVED, self._store.clock.time_s())
+        with self._lock:
+            removed = self._index.remove_keys(keys, self.number, self._store.clock.time_s())
             self._mover.reap()
         return int(removed)
 
@@ -345,7 +360,7 @@ class Namespace:
         """Make reserved parts count; returns how many blocks had been undone before. Errors: Unavailable."""
         with self._lock:
             self._store.check_open()
-            return self._store.commit(ids, shard, self.number)
+            return self._store.commit(ids, shard)
 
     def hold(self, ids: Ids) -> Grip:
         """Leases on reserved blocks, whatever becomes of the reservation. Errors: LimitExceeded."""

@@ -89,22 +89,23 @@ class Mover(Space):
 
     def room(self, ns: int, num_blocks: int, *, drop_unwritten: bool) -> Places:
         """As Space.room; what has been written back by now may be evicted."""
-        if self._writes:
-            self._settle_writes()
+        self.settle_writes()
         return super().room(ns, num_blocks, drop_unwritten=drop_unwritten)
 
     # ---- write-back: near to far, ahead of need ----
 
-    def committed(self, ids: Ids, ns: int) -> None:
-        """New blocks that should get a far copy. Over the queue's limit they stay near only."""
-        if self.far is None or not len(ids):
+    def collect(self) -> None:
+        """Queue the blocks that became visible since the last call; they should get a far copy. Over the queue's limit
+        they stay near only."""
+        if self.far is None:
             return
-        if self._num_dirty + len(ids) > self.limits.writeback_queue_blocks:
-            self.skipped_writes += len(ids)
-            return
-        self._dirty.append((ids, self.index.words(ids), ns))
-        self._num_dirty += len(ids)
-        if len(self._writes) < self.limits.batches.batches_max:
+        for ids, words, ns in self.put.take_fresh():
+            if self._num_dirty + len(ids) > self.limits.writeback_queue_blocks:
+                self.skipped_writes += len(ids)
+                continue
+            self._dirty.append((ids, words, ns))
+            self._num_dirty += len(ids)
+        if self._dirty and len(self._writes) < self.limits.batches.batches_max:
             self._wake.set()
 
     def _next_dirty(self) -> tuple[Ids, int]:
@@ -123,7 +124,7 @@ class Mover(Space):
             self._dirty.appendleft((ids[most:], words[most:], ns))
             ids, words = ids[:most], words[:most]
         self._num_dirty -= len(ids)
-        return ids[chosen(self.index.writeback_mark(ids, words))], ns
+        return ids[chosen(self.index.writeback_mark(ids, words, ns))], ns
 
     def _put_back(self, ids: Ids, ns: int) -> None:
         self._unmark(ids)
@@ -187,8 +188,9 @@ class Mover(Space):
         """Step soon."""
         self._wake.set()
 
-    def _settle_writes(self) -> None:
-        """In the order in which they were started: a parent's far copy counts before its child's."""
+    def settle_writes(self) -> None:
+        """What has been written back by now may be evicted. In the order in which it was started: a parent's far copy
+        counts before its child's."""
         while self._writes and self._writes[0].future.done():
             write = self._writes.popleft()
             outcomes = write.future.result()
@@ -232,7 +234,7 @@ class Mover(Space):
 
     def load_us(self, num_blocks: int, ns: int) -> int:
         """Estimate until `num_blocks` more far blocks are near: the queue and they, at the measured bandwidth."""
-        nbytes = num_blocks * self.sizes[ns].block_nbytes + self.reading_nbytes
+        nbytes = num_blocks * self.sizes[ns].block_nbytes + int(self.put.arriving_nbytes)
         return self.read_bandwidth.estimate_us(nbytes) if num_blocks else 0
 
     # ---- recycling of far space ----
@@ -261,7 +263,7 @@ class Mover(Space):
         """Settle what is done, start what is allowed. Never waits."""
         now_us = self.clock.now_us()
         self._promoter.step()
-        self._settle_writes()
+        self.settle_writes()
         self.chore()
         self.index.drain()
         self.reap()
@@ -377,7 +379,7 @@ class Mover(Space):
             "written_blocks": self.written_blocks,
             "promoted_blocks": self.promoted_blocks,
             "carried_blocks": self.carried_blocks,
-            "skipped_writes": self.skipped_writes,
+            "skipped_writes": self.skipped_writes + self.put.num_unqueued,
             "failed_writes": self.failed_writes,
             "failed_reads": self.failed_reads,
             "corrupt_blocks": self.corrupt_blocks,

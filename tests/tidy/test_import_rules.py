@@ -79,7 +79,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("tiers.manifest", "tiers.manifest_rows", "tiers.segment_files", "tiers.verifying"),
     },
     # movement: knows the contract of the tiers, and the host tier because its arena is what blocks move through
-    "space": {"_core.index", "_core.walk", "clock", "policy", "tiers.base", "tiers.host"},
+    "space": {"_core.index", "_core.put", "_core.walk", "clock", "policy", "tiers.base", "tiers.host"},
     "quota": {"policy", "space", "tiers.base"},
     "budget": {"policy"},
     "listing": {"_core.index", "_core.walk"},
@@ -97,7 +97,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "room": {"tiers.base"},
     "arrivals": {"_core.lease", "tiers.base"},
     "handle": {
-        *("_core.index", "arrivals", "_core.lease", "checks", "copying", "hashing", "lease", "namespace"),
+        *("_core.put", "arrivals", "_core.lease", "checks", "copying", "hashing", "lease", "namespace"),
         *("room", "tiers.base"),
     },
     "store": {
@@ -180,6 +180,7 @@ THIRD_PARTY: dict[str, tuple[str, ...]] = {
 MAY_CIMPORT: dict[str, set[str]] = {
     "index": {"records"},
     "lease": {"index", "records"},
+    "put": {"arena", "index", "lease", "records"},
     "walk": {"index", "records"},
     "clocked": {"index", "lease", "records"},
 }
