@@ -108,11 +108,9 @@ class Mover(Space):
         if self._dirty and len(self._writes) < self.limits.batches.batches_max:
             self._wake.set()
 
-    def _next_dirty(self) -> tuple[Ids, int]:
-        """The next batch of one namespace that may be written, marked; its size may be 0."""
-        batch = self.limits.batches
+    def _next_dirty(self, most: int) -> tuple[Ids, int]:
+        """The next batch of one namespace that may be written, up to `most` blocks, marked; its size may be 0."""
         ids, words, ns = self._dirty.popleft()
-        most = max(1, min(batch.batch_blocks, batch.batch_nbytes // self.sizes[ns].slot_nbytes))
         parts, part_words, total = [ids], [words], len(ids)
         while total < most and self._dirty and self._dirty[0][2] == ns:
             ids, words, _ = self._dirty.popleft()
@@ -147,7 +145,11 @@ class Mover(Space):
                 self.far_is_well, len(self._writes), now_us, self.budget.ready_us(now_us), limits.batches
             ):
                 return
-            ids, ns = self._next_dirty()
+            slot_nbytes = self.sizes[self._dirty[0][2]].slot_nbytes
+            most = policy.write_blocks(slot_nbytes, self._writing_nbytes, limits.near_nbytes, limits.batches)
+            if not most:
+                return
+            ids, ns = self._next_dirty(most)
             if not len(ids):
                 continue
             places = self.far_room(ns, len(ids))
@@ -353,6 +355,10 @@ class Mover(Space):
     def far_is_well(self) -> bool:
         """Whether the far tier may be asked for anything now. Needs no lock."""
         return self.far is not None and self.far.usage().healthy
+
+    @property
+    def _writing_nbytes(self) -> int:
+        return sum(len(write.ids) * self.sizes[write.ns].slot_nbytes for write in self._writes)
 
     @property
     def num_unwritten(self) -> int:

@@ -39,6 +39,13 @@ def may_write(healthy: bool, num_batches: int, now_us: int, ready_us: int, limit
     return healthy and num_batches < limits.batches_max and now_us >= ready_us
 
 
+def write_blocks(slot_nbytes: int, writing_nbytes: int, near_nbytes: int, limits: WriteBack) -> int:
+    """Blocks that the next batch may have, while `writing_nbytes` of the near tier are under way: together no more than
+    half of it, because what is being written cannot make room; but always one at a time."""
+    left_nbytes = min(limits.batch_nbytes, near_nbytes // 2 - writing_nbytes)
+    return max(min(limits.batch_blocks, left_nbytes // slot_nbytes), 0 if writing_nbytes else 1)
+
+
 def may_scrub(healthy: bool, num_reads: int, now_us: int, ready_us: int, nbytes_per_s: int) -> bool:
     """May the scrubber go on? Not while anybody waits for a read; never with a budget of 0."""
     return nbytes_per_s > 0 and healthy and num_reads == 0 and now_us >= ready_us

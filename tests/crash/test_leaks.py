@@ -31,14 +31,15 @@ def rss_nbytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
-def descriptors() -> tuple[int, int]:
-    """Open ones of segment files, of which there may be one each, and of anything else."""
+def descriptors(path: Path) -> tuple[int, int]:
+    """Open ones of segment files in `path`, of which there may be one each, and of anything else."""
     segments = others = 0
     for number in os.listdir("/proc/self/fd"):
         try:
-            is_segment = os.readlink(f"/proc/self/fd/{number}").endswith(".seg")
+            name = os.readlink(f"/proc/self/fd/{number}")
         except FileNotFoundError:  # the one that listed them
             continue
+        is_segment = name.startswith(str(path)) and name.endswith(".seg")
         segments, others = segments + is_segment, others + (not is_segment)
     return segments, others
 
@@ -48,7 +49,7 @@ def held(path: Path) -> dict[str, int]:
     gc.collect()  # what earlier tests of this process left to the collector is not this one's
     files = [file for file in path.rglob("*") if file.is_file()]
     return {
-        "descriptors": descriptors()[1],
+        "descriptors": descriptors(path)[1],
         "threads": threading.active_count(),
         "kernel_threads": len(os.listdir("/proc/self/task")),
         "segments_nbytes": sum(file.stat().st_blocks * 512 for file in files if file.suffix == ".seg"),
@@ -108,7 +109,7 @@ def test_a_day_of_traffic_leaves_nothing_behind(tmp_path: Path, monkeypatch: pyt
         assert {name: after[name] for name in before if after[name] > before[name]} == {}, f"grown from {before}"
         assert rss_nbytes() - rss_before < RSS_SLACK_NBYTES
         assert manifest_nbytes(tmp_path) - manifest_before <= MANIFEST_SLACK_NBYTES
-        assert after["segments_nbytes"] <= 16 * MIB and descriptors()[0] <= NUM_SEGMENTS
+        assert after["segments_nbytes"] <= 16 * MIB and descriptors(tmp_path)[0] <= NUM_SEGMENTS
         stats = store.stats()
         assert stats["index"]["evicted_far"] > 1_000
         assert all(stats["mover"][name] > moved_before[name] for name in ("carried_blocks", "scrub_rounds"))

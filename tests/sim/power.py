@@ -70,7 +70,7 @@ class Recorder:
             recorder.add("make", path.name)
             return descriptor
 
-        patch.setattr(SegmentFiles, "__init__", lambda files, folder, size: init(files, RecordedPath(folder), size))
+        patch.setattr(SegmentFiles, "__init__", lambda files, folder, *rest: init(files, RecordedPath(folder), *rest))
         patch.setattr(SegmentFiles, "_make", recorded_make)
         patch.setattr(segment_files, "os", RecordedOs(self))
         patch.setattr(disk_folder, "os", RecordedOs(self))

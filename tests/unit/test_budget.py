@@ -105,7 +105,7 @@ def test_nobody_waits_for_a_budget_that_is_used_up(paused):
 def test_what_is_carried_counts(tmp_path):
     clock = FakeClock()
     tier = DiskTier(tmp_path, capacity_nbytes=16 << 20, clock_us=clock.now_us)
-    store = make_store(16, tier, clock=clock, write_nbytes_per_day=1 << 40)
+    store = make_store(32, tier, clock=clock, write_nbytes_per_day=1 << 40)
     ns = store.namespace(make_spec())
     put_chain(ns, 10)
     with store.lock:

@@ -214,7 +214,8 @@ def test_no_room_for_another_segment_file(tmp_path, caplog, monkeypatch):
 
     refused = True
     monkeypatch.setattr(os, "posix_fallocate", refuse)
-    monkeypatch.setattr(preparer_module, "NO_ROOM_RETRY_US", 1_000)
+    passed_us = 0  # only the preparer's time
+    monkeypatch.setattr(preparer_module, "monotonic_us", lambda: passed_us)
     disk = FaultyDisk(tmp_path)
     for prompt in range(60):
         disk.serves_from_memory(prompt)
@@ -223,7 +224,8 @@ def test_no_room_for_another_segment_file(tmp_path, caplog, monkeypatch):
     assert disk.disk["capacity_nbytes"] == 3 * MIB
     assert "No space left" in disk.disk["growth_reason"]
     assert said(caplog, "no more segments for now") == 1
-    refused = False
+    refused, passed_us = False, preparer_module.NO_ROOM_RETRY_US
+    disk.tier._preparer._wake.set()
     wait_until(lambda: disk.disk["growth_reason"] == "" and disk.disk["capacity_nbytes"] == 14 * MIB)
     for prompt in range(100, 130):
         disk.serves_from_memory(prompt)

@@ -112,16 +112,30 @@ def test_the_write_budget_spreads_writes_over_time(make, clock):
 
 def test_what_is_being_written_back_stays_until_it_is(make, far):
     store, ns = make(4)
-    keys = put_chain(ns, 4, prompt=1)
+    keys = put_chain(ns, 2, prompt=1)
     far.holding = True
     settle(store)
-    others = chain(ns, 2, prompt=2)
-    assert ns.put(others, payload(others)).stored == 0
+    others = chain(ns, 3, prompt=2)
+    result = ns.put(others, payload(others))
+    assert (result.stored, set(result.rejected)) == (2, {2})
+    assert ns.match(keys).by_tier == {"host": 2}
     far.let_go()
     settle(store)
-    assert ns.put(others, payload(others)).stored == 2
-    assert ns.match(keys).num_blocks == 4
+    assert ns.put(others, payload(others)).stored == 1
+    assert ns.match(keys).num_blocks == 2
     assert all_right(keys, ns.get(keys)[1])
+
+
+def test_write_back_holds_half_of_memory_at_most(make, far):
+    store, ns = make(8)
+    put_chain(ns, 8, prompt=1)
+    far.holding = True
+    settle(store)
+    assert moved(store)["queued_blocks"] == 4 and moved(store)["writes_under_way"] == 1
+    put_chain(ns, 4, prompt=2)
+    far.let_go()
+    settle(store)
+    assert moved(store)["queued_blocks"] == 0
 
 
 def test_a_removal_during_a_write_back_frees_both_places(make, far):

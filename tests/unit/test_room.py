@@ -284,14 +284,15 @@ def test_waiting_for_room_ends_at_the_deadline(clock):
     far = ObedientTier(64 * BLOCK)
     store = make_store(4, far, clock=clock)
     ns = store.namespace(make_spec())
-    put_chain(ns, 4, prompt=1)
+    put_chain(ns, 2, prompt=1)
     far.holding = True
     store.mover.step()
+    others = put_chain(ns, 2, prompt=2)
     began = clock.us
     keys = chain(ns, 2)
-    with ns.reserve(keys, deadline_ms=30) as room:
+    with ns.lease(others), ns.reserve(keys, deadline_ms=30) as room:
         assert clock.us - began == 30_000
-        assert len(room.wanted) == 0  # all four are being written back and must stay
+        assert len(room.wanted) == 0  # two are being written back and two leased: all must stay
         assert set(room.rejected.values()) == {f"no room in memory: host.nbytes={4 * BLOCK} is leased or being written"}
     far.let_go()
     store.mover.step()

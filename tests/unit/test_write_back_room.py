@@ -105,7 +105,9 @@ def put(namespace: Namespace, first_token: int) -> Any:
 def far_and_unwritten(namespace: Namespace, store: BlockStore, far: HeldTier) -> tuple[Any, Any]:
     """Memory is full of blocks that wait for their write-back; others lie in the far tier too."""
     written = put(namespace, 0)
-    store.mover.step()  # starts the write,
+    for _ in range(2):  # half of memory at a time
+        store.clock.time_us += 100_000 * 1_000_000  # also when the one before was far over the budget
+        store.mover.step()  # starts the write,
     store.mover.step()  # settles it
     far.is_holding = True
     unwritten = put(namespace, 1000)
