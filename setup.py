@@ -15,6 +15,7 @@ MODULES = {
     "index": ["index", "adopt", "lru", "evict", "moves", "removal", "walk", "audit"],
     "walk": ["walk"],
     "lease": ["lease", "index", "lru"],
+    "put": ["put", "index", "lease", "lru", "evict", "removal", "walk", "slots"],
     "blockio": ["engine", "engine_queue", "transfer_op", "ring", "xxh3"],
     "clocked": ["clocked", "lease"],
 }

@@ -43,7 +43,7 @@ def make_durable(store: BlockStore, keys: Keys, ns: int, deadline_us: int) -> bo
             _, far_places, *_ = store.index.describe(ids)
             missing = ids[far_places == core.NONE]
             if len(missing):
-                store.mover.committed(missing, ns)
+                store.mover.enqueue(missing, ns)
         if not len(missing):  # what has a place by now is named by the next commit
             return _commit(store, deadline_us)
         if not store.mover.flush(deadline_us):

@@ -11,9 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvstore import copying, durability, hashing
-from kvstore._core import index as core
 from kvstore._core.lease import STOP_FULL
-from kvstore.arrays import NO_IDS, Ids, Keys
+from kvstore.arrays import Ids, Keys
 from kvstore.arrivals import Arrivals
 from kvstore.block import BlockLayout, Match, PutResult
 from kvstore.checks import checked_keys, duration_us, whole_number
@@ -21,7 +20,8 @@ from kvstore.copying import Located
 from kvstore.errors import InvalidRequest, LimitExceeded, Unavailable
 from kvstore.lease import Lease
 from kvstore.namespace import NamespaceSpec
-from kvstore.room import BUSY_REASON, Grant, Room
+from kvstore.reservation import Reservation
+from kvstore.room import Grant, Room
 from kvstore.tiers.base import Places
 
 if TYPE_CHECKING:
@@ -187,51 +187,10 @@ class Namespace:
         return whole_number("shard", shard, 0, self.spec.shards - 1)
 
     def _reserve(self, keys: Keys, shard: int, deadline_ms: float | None) -> Grant:
-        self._store.check_open()
-        clock = self._store.clock
-        wait_ms = self._store.put_wait_ms if deadline_ms is None else deadline_ms
-        deadline_us = clock.now_us() + duration_us("deadline_ms", wait_ms)
-        grip: Grip | None = None
-        try:
-            while True:
-                with self._lock:
-                    # Making room must not take away what this extends, nor what became stored since it was last asked.
-                    grip = self.lease_again(keys, grip)
-                    self.check_stop(grip, len(keys))
-                    late = clock.now_us() >= deadline_us
-                    granted, progress = self._try_reserve(keys, shard, late)
-                if granted is not None:
-                    return granted
-                if progress is None:  # nothing is under way that could make room: take what there is
-                    deadline_us = 0
-                else:
-                    clock.wait(progress, deadline_us - clock.now_us())
-        finally:
-            if grip is not None:
-                grip.release()
-
-    def _try_reserve(self, keys: Keys, shard: int, late: bool) -> tuple[Grant | None, Future[None] | None]:
-        """One attempt; without success the future to wait for. `late`: take what is to be had."""
-        store, mover = self._store, self._mover
-        store.settle_locked()
-        wanted, plan, ids = self._index.plan(keys, shard, self.number)
-        allowed, is_short = store.quotas.room(self.number, wanted) if wanted else (0, False)
-        if is_short and not late and (progress := mover.progress()) is not None:
-            return None, progress  # what is being moved now can go afterwards
-        fit = min(allowed, store.entries_room(allowed, self.number)) if allowed else 0
-        places = mover.room(self.number, fit, drop_unwritten=late) if fit else NO_IDS
-        if len(places) < fit and not late:
-            self._return(places)
-            return None, mover.progress()
-        why = "memory" if len(places) < fit else "index" if fit < allowed else "quota"
-        used = self._index.begin(keys, shard, self.number, plan, ids, places)
-        if used < len(places):
-            self._return(places[used:])
-        positions, mine, own_places, words, present, refused = self._index.granted(plan, ids)
-        store.watch(mine, words)
-        full = store.why_full(self.number, why) if refused else ""
-        rejected = {position: BUSY_REASON if busy else full for position, busy in refused}
-        return Grant(positions, mine, own_places, present, rejected), None
+        store = self._store
+        store.check_open()
+        wait_us = duration_us("deadline_ms", store.put_wait_ms if deadline_ms is None else deadline_ms)
+        return Reservation(self, store, keys, shard).run(store.clock.now_us() + wait_us)
 
     def check_stop(self, grip: Grip, num_keys: int) -> None:
         """Errors: LimitExceeded when the lease table had no room for all of the leases; they end then."""
@@ -239,10 +198,6 @@ class Namespace:
             grip.release()
             limit = self._leases.entries_max
             raise LimitExceeded(f"{num_keys} more blocks do not fit into index.leases_max={limit}; release some leases")
-
-    def _return(self, places: Places) -> None:
-        if len(places):
-            self._store.near.free(places, self.spec.block_nbytes)
 
     def put(
         self,
@@ -313,9 +268,8 @@ class Namespace:
         """Remove these blocks and every stored block that extends one of them; returns how many went."""
         self._store.check_open()
         keys = checked_keys(keys)
-        with self._lock:  # an id that was looked up before may be another block's now
-            ids = self._index.find(keys, self.number)
-            removed = self._index.remove(ids[ids != core.NONE], core.REMOVED, self._store.clock.time_s())
+        with self._lock:
+            removed = self._index.remove_keys(keys, self.number, self._store.clock.time_s())
             self._mover.reap()
         return int(removed)
 
@@ -373,7 +327,7 @@ class Namespace:
         """Make reserved parts count; returns how many blocks had been undone before. Errors: Unavailable."""
         with self._lock:
             self._store.check_open()
-            return self._store.commit(ids, shard, self.number)
+            return self._store.commit(ids, shard)
 
     def hold(self, ids: Ids) -> Grip:
         """Leases on reserved blocks, whatever becomes of the reservation. Errors: LimitExceeded."""

@@ -21,7 +21,7 @@ import numpy as np
 from kvstore import policy
 from kvstore._core import index as core
 from kvstore._core.index import Index
-from kvstore.arrays import Ids, Mask, chosen
+from kvstore.arrays import Ids, Mask, Words, chosen
 from kvstore.backlog import Backlog, Dirty
 from kvstore.budget import WriteBudget
 from kvstore.carry import Carry
@@ -88,20 +88,28 @@ class Mover(Space):
 
     def room(self, ns: int, num_blocks: int, *, drop_unwritten: bool) -> Places:
         """As Space.room; what has been written back by now may be evicted."""
-        if self._writes:
-            self._settle_writes()
+        self.settle_writes()
         return super().room(ns, num_blocks, drop_unwritten=drop_unwritten)
 
     # ---- write-back: near to far, ahead of need ----
 
-    def committed(self, ids: Ids, ns: int) -> None:
-        """New blocks that should get a far copy. Over the queue's limit they stay near only."""
-        if self.far is None or not len(ids):
+    def collect(self) -> None:
+        """Queue the blocks that became visible since the last call; they should get a far copy. Over the queue's limit
+        they stay near only."""
+        if self.far is None:
             return
-        if not self._backlog.append(ids, self.index.words(ids), ns):
+        for ids, words, ns in self.put.take_fresh():
+            self._queue(ids, words, ns)
+
+    def enqueue(self, ids: Ids, ns: int) -> None:
+        """Blocks without a far copy that should get one after all."""
+        if self.far is not None and len(ids):
+            self._queue(ids, self.index.words(ids), ns)
+
+    def _queue(self, ids: Ids, words: Words, ns: int) -> None:
+        if not self._backlog.append(ids, words, ns):
             self.skipped_writes += len(ids)
-            return
-        if len(self._writes) < self.limits.batches.batches_max:
+        elif len(self._writes) < self.limits.batches.batches_max:
             self._wake.set()
 
     def _put_back(self, ids: Ids, ns: int, ticket: int) -> None:
@@ -124,7 +132,7 @@ class Mover(Space):
             if not most:
                 return
             dirty = self._backlog.take(most)
-            ids = dirty.ids[chosen(self.index.writeback_mark(dirty.ids, dirty.words))]
+            ids = dirty.ids[chosen(self.index.writeback_mark(dirty.ids, dirty.words, ns))]
             if not len(ids):
                 continue
             places = self.far_room(ns, len(ids))
@@ -165,8 +173,9 @@ class Mover(Space):
         """Step soon."""
         self._wake.set()
 
-    def _settle_writes(self) -> None:
-        """In the order in which they were started: a parent's far copy counts before its child's."""
+    def settle_writes(self) -> None:
+        """What has been written back by now may be evicted. In the order in which it was started: a parent's far copy
+        counts before its child's."""
         while self._writes and self._writes[0].future.done():
             write = self._writes.popleft()
             outcomes = write.future.result()
@@ -209,7 +218,7 @@ class Mover(Space):
 
     def load_us(self, num_blocks: int, ns: int) -> int:
         """Estimate until `num_blocks` more far blocks are near: the queue and they, at the measured bandwidth."""
-        nbytes = num_blocks * self.sizes[ns].block_nbytes + self.reading_nbytes
+        nbytes = num_blocks * self.sizes[ns].block_nbytes + int(self.put.arriving_nbytes)
         return self.read_bandwidth.estimate_us(nbytes) if num_blocks else 0
 
     # ---- recycling of far space ----
@@ -239,7 +248,7 @@ class Mover(Space):
         """Settle what is done, start what is allowed. Never waits."""
         now_us = self.clock.now_us()
         self._promoter.step()
-        self._settle_writes()
+        self.settle_writes()
         self.chore()
         self.index.drain()
         self.reap()
@@ -370,7 +379,7 @@ class Mover(Space):
             "written_blocks": self.written_blocks,
             "promoted_blocks": self.promoted_blocks,
             "carried_blocks": self.carried_blocks,
-            "skipped_writes": self.skipped_writes,
+            "skipped_writes": self.skipped_writes + self.put.num_unqueued,
             "failed_writes": self.failed_writes,
             "failed_reads": self.failed_reads,
             "corrupt_blocks": self.corrupt_blocks,

@@ -19,12 +19,6 @@ def spare_nbytes(capacity_nbytes: int, slot_nbytes: int) -> int:
     return slots * slot_nbytes
 
 
-def evict_nbytes(used_nbytes: int, wanted_nbytes: int, capacity_nbytes: int, spare: int) -> int:
-    """How much has to go so that `wanted_nbytes` more fit: nothing while the spare lasts, then down to capacity."""
-    after = used_nbytes + wanted_nbytes
-    return after - capacity_nbytes if after > capacity_nbytes + spare else 0
-
-
 def read_blocks(slot_nbytes: int) -> int:
     """How many blocks of a promotion are read as one piece: a reader waits for a whole piece, and what is paid for each
     must not show beside its I/O."""

@@ -76,10 +76,8 @@ class Promoter:
             ids = ids[: len(places)]
         if not len(ids):
             return None
-        slot_nbytes = mover.sizes[ns].slot_nbytes
         self.num_blocks += len(ids)
-        mover.reading_nbytes += len(ids) * slot_nbytes
-        step = policy.read_blocks(slot_nbytes)
+        step = policy.read_blocks(mover.sizes[ns].slot_nbytes)
         firsts = range(0, len(ids), step)
         promotion = Promotion([], len(firsts))
         for first in firsts:
@@ -132,10 +130,10 @@ class Promoter:
         mover, sizes, outcomes = self._mover, self._mover.sizes[read.ns], read.future.result()
         read.window.close()
         self.num_blocks -= len(read.ids)
-        mover.reading_nbytes -= len(read.ids) * sizes.slot_nbytes
         ok: Mask = (outcomes == Outcome.OK).astype(np.uint8)
         num_ok = int(ok.sum())
         kept = chosen(mover.index.promote_unmark(read.ids, read.places, ok))
+        mover.put.arrived(len(read.ids) * sizes.slot_nbytes)
         num_kept = int(kept.sum())
         if num_kept < len(kept):
             mover.near.free(read.places[~kept], sizes.block_nbytes)

@@ -21,6 +21,12 @@ class Quotas:
         if self._durable is not None and nbytes != self.quota_nbytes(ns):
             self._durable.remember_quota(ns, nbytes)
         self._nbytes[ns] = nbytes
+        self.apply(ns)
+
+    def apply(self, ns: int) -> None:
+        """Tell the index how many blocks the quota of a namespace allows; once its sizes are known."""
+        nbytes = self.quota_nbytes(ns)
+        self._space.index.set_quota(ns, nbytes // self._space.sizes[ns].slot_nbytes if nbytes else None)
 
     def quota_nbytes(self, ns: int) -> int:
         """0: no limit."""

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from kvstore import policy
-from kvstore._core import walk
 from kvstore._core.index import Index
+from kvstore._core.put import PutPath
 from kvstore.clock import Clock
 from kvstore.tiers.base import PLACE_NBYTES, Places, Tier
 from kvstore.tiers.host import HostTier
@@ -52,63 +50,29 @@ class Space:
 
     def __init__(self, index: Index, near: HostTier, far: Tier | None, clock: Clock, limits: Limits) -> None:
         self.index, self.near, self.far, self.clock, self.limits = index, near, far, clock, limits
+        self.put = PutPath(index, near.arena, limits.near_nbytes, limits.writeback_queue_blocks, far is not None)
         self.sizes: dict[int, Sizes] = {}
         self._far_full = False  # and nothing there can go: every block is near too, or leased
-        self.reading_nbytes = 0  # of near slots that are being filled from the far tier
         self.carrying_nbytes = 0  # of far places that a carry fills while the old copy still counts
+
+    def define(self, ns: int, sizes: Sizes, shards: int) -> None:
+        """Blocks of a namespace have these sizes and are written in so many parts."""
+        self.sizes[ns] = sizes
+        spare = policy.spare_nbytes(self.limits.near_nbytes, sizes.slot_nbytes)
+        self.index.set_namespace(ns, sizes.slot_nbytes, shards, spare)
 
     @property
     def near_used_nbytes(self) -> int:
         """Bytes of near slots that are stored, reserved, or being filled from the far tier."""
-        return int(self.index.near_nbytes) + self.reading_nbytes
+        return int(self.index.near_nbytes) + int(self.put.arriving_nbytes)
 
     def room(self, ns: int, num_blocks: int, *, drop_unwritten: bool) -> Places:
-        """Near places for up to `num_blocks` blocks of a namespace, evicting as needed.
+        """Near places for up to `num_blocks` far blocks of a namespace, evicting as needed; they count as arriving
+        until `put.arrived`.
 
         Fewer when what is left is leased, or still waits for its write-back and `drop_unwritten` is False.
         """
-        slot = self.sizes[ns].slot_nbytes
-        capacity = self.limits.near_nbytes
-        spare = policy.spare_nbytes(capacity, slot)
-        excess = policy.evict_nbytes(self.near_used_nbytes, num_blocks * slot, capacity, spare)
-        if excess > 0:
-            self._evict_near(excess, keep_unwritten=self.far is not None and not drop_unwritten)
-        fit = max(0, (capacity + spare - self.near_used_nbytes) // slot)
-        num_blocks = min(num_blocks, fit)
-        places = self.near.allocate(self.sizes[ns].block_nbytes, num_blocks)
-        for _ in range(8):  # each turn empties one slab of another size class, or evicts for what is missing
-            missing = num_blocks - len(places)
-            if missing == 0:
-                break
-            if not self._empty_slab(ns, drop_unwritten):
-                # Slots of odd sizes leave a rest in every slab: the arena can be full below its capacity.
-                keep = self.far is not None and not drop_unwritten
-                if not self._evict_near(max(missing * slot, spare), keep_unwritten=keep):
-                    break
-            more = self.near.allocate(self.sizes[ns].block_nbytes, missing)
-            places = np.concatenate([places, more])
-        return places
-
-    def _evict_near(self, nbytes: int, *, keep_unwritten: bool) -> bool:
-        """Whether anything came free."""
-        left = nbytes
-        while left > 0:
-            freed, groups = self.index.evict_near(left, keep_unwritten, self.clock.time_s())
-            self.give_back(groups)
-            if freed == 0:
-                break
-            left -= freed
-        return left < nbytes
-
-    def _empty_slab(self, ns: int, drop_unwritten: bool) -> bool:
-        window = self.near.vacate(self.sizes[ns].block_nbytes)
-        if window is None:
-            return False
-        ids = walk.in_range(self.index, NEAR, *window)
-        keep = self.far is not None and not drop_unwritten
-        freed, groups = self.index.evict_these(ids, keep, self.clock.time_s())
-        self.give_back(groups)
-        return bool(freed)
+        return self.put.room(ns, num_blocks, drop_unwritten, self.clock.time_s())
 
     def give_back(self, groups: list[tuple[int, int, Places]]) -> None:
         """Return places that the index handed out to their tiers. A far copy is forgotten whatever the reason: a block
@@ -123,14 +87,16 @@ class Space:
     def reap(self) -> None:
         """Give back what removed blocks occupied, as far as nobody leases them."""
         if self.index.num_removed:
-            self.give_back(self.index.reap())
+            self.put.reap()
+        if self.put.has_freed_far:
+            self.give_back([(FAR, ns, places) for ns, places in self.put.take_far()])
 
     def drop_entries(self, num_blocks: int, ns: int) -> None:
         """Make index entries free: the coldest blocks leave the cache altogether."""
         nbytes = num_blocks * self.sizes[ns].slot_nbytes
         self._evict_far(nbytes)
         if self.index.num_free < num_blocks:
-            self._evict_near(nbytes, keep_unwritten=False)
+            self.put.evict(nbytes, False, self.clock.time_s())
             self._evict_far(nbytes)  # those that had a far copy
 
     def _evict_far(self, nbytes: int) -> None:

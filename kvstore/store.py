@@ -133,8 +133,8 @@ class BlockStore:
         slot = slot_nbytes(spec.block_nbytes)
         self._specs[number] = spec
         self._numbers[spec.title] = number
-        self.mover.sizes[number] = Sizes(spec.block_nbytes, slot, spec.block_tokens)
-        self.index.set_namespace(number, slot, spec.shards)
+        self.mover.define(number, Sizes(spec.block_nbytes, slot, spec.block_tokens), spec.shards)
+        self.quotas.apply(number)
 
     def _recover(self, far: DurableTier) -> None:
         """Bring back what an earlier run left: namespaces, blocks (parents before children), their order."""
@@ -220,36 +220,24 @@ class BlockStore:
         if len(ids):
             self._reserved.append((self.clock.now_us() + self._ttl_us, ids, words))
 
-    def commit(self, ids: Ids, shard: int, ns: int) -> int:
+    def commit(self, ids: Ids, shard: int) -> int:
         """Commit one part of reserved blocks; returns how many had been undone before."""
-        published, _ = self.index.commit(ids, shard, self.clock.time_s())
-        if self.far is not None and len(published):
-            _, _, _, namespaces, _ = self.index.describe(published)
-            if (namespaces == ns).all():
-                self.mover.committed(published, ns)
-            else:
-                for other in np.unique(namespaces):
-                    self.mover.committed(published[namespaces == other], int(other))
-        if self.index.num_lost:
-            self.mover.reap()
-        return self.index.num_lost
+        num_lost: int = self.mover.put.commit(ids, shard, self.clock.time_s())
+        self.mover.collect()
+        return num_lost
 
     def settle_locked(self) -> None:
         """Undo reservations that were left or whose time is up."""
         while self.abandoned:
             ids, shard = self.abandoned.popleft()
-            self.index.abandon(ids, shard, self.clock.time_s())
-            self.mover.reap()
+            self.mover.put.abandon(ids, shard, self.clock.time_s())
         now_us = self.clock.now_us()
         while self._reserved:
             expires_us, ids, words = self._reserved[0]
-            pending = self.index.pending(ids, words)
-            if len(pending) and now_us < expires_us:
+            is_over = now_us >= expires_us
+            if self.mover.put.expire(ids, words, is_over, self.clock.time_s()) and not is_over:
                 return
             self._reserved.popleft()
-            if len(pending):
-                self.index.remove(pending, core.ABANDONED, self.clock.time_s())
-                self.mover.reap()
 
     # ---- the whole store ----
 

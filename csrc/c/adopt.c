@@ -91,6 +91,7 @@ static void prefetch_buckets(const kv_index *index, const kv_found *found, uint3
 }
 
 int kv_index_adopt_all(kv_index *index, const kv_found *found, uint32_t *ids) {
+    KV_AS_WRITER(index);
     kv_waiting waiting = {0};
     int code = 0;
     memset(ids, 0xFF, found->num_rows * sizeof(uint32_t)); /* KV_NONE */

@@ -78,6 +78,7 @@ static int compare(const kv_index *index, const tally *sum) {
 }
 
 int kv_index_check(const kv_index *index) {
+    KV_AS_WRITER(index);
     uint32_t *kids = calloc(2 * (size_t)index->ids_used + 1, sizeof(uint32_t));
     if (kids == NULL) return 99;
     uint32_t *near_kids = kids + index->ids_used;

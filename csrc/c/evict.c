@@ -7,12 +7,14 @@
 #include "policy.h"
 
 int kv_evict_attach(kv_index *index, kv_table *table) {
+    KV_AS_WRITER(index);
     if (index->num_tables == KV_TABLES_MAX) return -ENOSPC;
     index->tables[index->num_tables++] = table;
     return 0;
 }
 
 void kv_evict_detach(kv_index *index, kv_table *table) {
+    KV_AS_WRITER(index);
     for (uint32_t i = 0; i < index->num_tables; i++)
         if (index->tables[i] == table) {
             index->tables[i] = index->tables[--index->num_tables];
@@ -48,6 +50,7 @@ static void fetch_chains(const kv_index *index, const uint32_t *ids, uint32_t nu
 }
 
 void kv_evict_drain(kv_index *index) {
+    KV_AS_WRITER(index);
     for (uint32_t i = 0; i < index->num_tables; i++) {
         kv_leases *shared = index->tables[i]->shared;
         uint32_t head = atomic_load_explicit(&shared->touch_head, memory_order_acquire);
@@ -241,6 +244,7 @@ static enum choice choose_near(const kv_index *index, uint32_t id, int keep_unwr
 }
 
 uint64_t kv_evict_near(kv_index *index, uint64_t wanted_nbytes, int keep_unwritten, kv_freed *freed) {
+    KV_AS_WRITER(index);
     uint64_t freed_nbytes = 0;
     int stopped = 0;
     kv_evict_drain(index);
@@ -274,6 +278,7 @@ uint64_t kv_evict_near(kv_index *index, uint64_t wanted_nbytes, int keep_unwritt
 }
 
 uint64_t kv_evict_these(kv_index *index, const uint32_t *ids, uint32_t num_ids, int keep_unwritten, kv_freed *freed) {
+    KV_AS_WRITER(index);
     uint64_t freed_nbytes = 0;
     kv_evict_drain(index);
     for (int progress = 1; progress;) { /* each pass takes what the pass before bared */
@@ -311,6 +316,7 @@ static uint64_t settle_far(kv_index *index, const uint32_t *ids, uint32_t num_id
 }
 
 uint64_t kv_evict_far(kv_index *index, uint64_t wanted_nbytes, kv_freed *freed) {
+    KV_AS_WRITER(index);
     uint64_t freed_nbytes = 0;
     kv_evict_drain(index);
     uint32_t began = index->clock;
@@ -406,6 +412,7 @@ static uint32_t take_of_namespace(kv_index *index, kv_search *walk, uint32_t *ba
 }
 
 uint32_t kv_evict_namespace(kv_index *index, uint16_t ns, uint32_t num_blocks, kv_freed *freed) {
+    KV_AS_WRITER(index);
     kv_evict_drain(index);
     kv_search walk = {.ns = ns, .tier = KV_FAR, .began = index->clock, .visits = KV_WALK_MAX};
     uint32_t num_gone = 0;
@@ -426,6 +433,7 @@ uint32_t kv_evict_namespace(kv_index *index, uint16_t ns, uint32_t num_blocks, k
 }
 
 uint32_t kv_evict_reap(kv_index *index, kv_freed *freed) {
+    KV_AS_WRITER(index);
     uint32_t reaped = 0, kept = KV_NONE;
     while (index->removed_head != KV_NONE && freed->num_near + KV_BATCH <= freed->capacity &&
            freed->num_far + KV_BATCH <= freed->capacity) {

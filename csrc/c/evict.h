@@ -35,9 +35,10 @@ uint64_t kv_evict_these(kv_index *index, const uint32_t *ids, uint32_t num_ids, 
 /* Hand out the places of removed blocks that no lease holds any more. */
 uint32_t kv_evict_reap(kv_index *index, kv_freed *freed);
 
-/* Write-back. `mark` keeps the near copies in place; returns which may be written (VALID, near, no far copy, parent
- * has a far copy or is marked itself). `unmark` ends it; where `written[i]`, the block has the far copy `places[i]`. */
-void kv_writeback_mark(kv_index *index, const uint32_t *ids, const uint64_t *words, uint32_t num_ids, uint8_t *marked);
+/* Write-back. `mark` keeps the near copies in place; returns which may be written (of namespace `ns` unless that is
+ * KV_NONE, VALID, near, no far copy, parent has a far copy or is marked itself). `unmark` ends it; where `written[i]`, the block has the far copy `places[i]`. */
+void kv_writeback_mark(kv_index *index, uint32_t ns, const uint32_t *ids, const uint64_t *words, uint32_t num_ids,
+                       uint8_t *marked);
 void kv_writeback_unmark(kv_index *index, const uint32_t *ids, const uint32_t *places, const uint64_t *checksums,
                          const uint8_t *written, uint32_t num_ids, uint8_t *kept);
 

@@ -51,6 +51,11 @@ int kv_index_create(kv_index *index, uint32_t entries_max, const uint64_t seed[2
     index->free_head = index->removed_head = KV_NONE;
     index->near_order = index->far_order = (kv_order){KV_NONE, KV_NONE, 0};
     index->policy = &kv_lru;
+    pthread_mutexattr_t recursive;
+    pthread_mutexattr_init(&recursive);
+    pthread_mutexattr_settype(&recursive, PTHREAD_MUTEX_RECURSIVE);
+    pthread_mutex_init(&index->lock, &recursive);
+    pthread_mutexattr_destroy(&recursive);
     return 0;
 failed: {
     int error = errno;
@@ -203,6 +208,7 @@ void kv_index_note_ghost(kv_index *index, uint32_t id, enum kv_reason reason) {
 }
 
 enum kv_reason kv_index_ghost(const kv_index *index, const uint8_t *key, uint32_t *time_s) {
+    KV_AS_WRITER(index);
     uint64_t home = kv_home(index, key);
     const kv_ghost *ghost = &index->ghosts[home % KV_GHOSTS];
     *time_s = ghost->time_s;
@@ -254,6 +260,7 @@ void kv_index_retire(kv_index *index, uint32_t id, enum kv_reason reason) {
 
 uint32_t kv_index_plan(const kv_index *index, const uint8_t *keys, uint32_t num_keys, uint32_t shard, uint8_t *plan,
                        uint32_t *ids) {
+    KV_AS_WRITER(index);
     uint32_t wanted = 0;
     for (uint32_t i = 0; i < num_keys; i++) {
         if (i % PREFETCH_KEYS == 0) prefetch_homes(index, keys, i, num_keys);
@@ -321,6 +328,7 @@ static int is_repeat(const kv_index *index, const uint8_t *key, enum kv_plan pla
 
 uint32_t kv_index_begin(kv_index *index, const uint8_t *keys, uint32_t num_keys, uint32_t shard, uint16_t ns,
                         uint8_t *plan, uint32_t *ids, const uint32_t *places, uint32_t num_places) {
+    KV_AS_WRITER(index);
     uint32_t used = 0;
     int broken = 0;
     for (uint32_t i = 0; i < num_keys; i++) {
@@ -379,6 +387,7 @@ static uint32_t publish_waiting(kv_index *index, uint32_t *published) {
 
 uint32_t kv_index_commit(kv_index *index, const uint32_t *ids, uint32_t num_ids, uint32_t shard, uint8_t *committed,
                          uint32_t *published) {
+    KV_AS_WRITER(index);
     uint32_t num_published = 0, deepest = KV_NONE;
     /* The blocks' bytes have just been copied, and have pushed all this out of the caches. */
     for (uint32_t i = 0; i < num_ids; i++) {
@@ -447,6 +456,7 @@ static void undo(kv_index *index, uint32_t id) {
 }
 
 void kv_index_abandon(kv_index *index, const uint32_t *ids, uint32_t num_ids, uint32_t shard) {
+    KV_AS_WRITER(index);
     int orphans = 0;
     for (uint32_t i = num_ids; i-- > 0;) { /* children before parents */
         kv_links *links = &index->links[ids[i]];

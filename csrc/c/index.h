@@ -1,6 +1,6 @@
 /* The block index: which blocks are stored, and where the nearest copy of each lies.
  *
- * One writer (the owner of the store's lock), any number of readers in this or other processes. The shared region
+ * One writer at a time (whoever holds `lock`), any number of readers in this or other processes. The shared region
  * holds a header, buckets and 64-byte records; readers map it read-only and never write to it. What only the writer
  * needs (eviction order, child counts, farther copies) lies in private memory. Records are named by ids (their
  * number), never by pointers, so that every process may map the region where it likes.
@@ -12,6 +12,7 @@
 #ifndef KV_INDEX_H
 #define KV_INDEX_H
 
+#include <pthread.h>
 #include <stdatomic.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -102,6 +103,8 @@ typedef struct {
     uint64_t slot_nbytes; /* bytes that one block takes in a tier */
     uint32_t all_parts;   /* bit mask of the shards that make a block complete */
     uint32_t num_entries; /* stored or being written */
+    uint64_t spare_nbytes; /* near bytes that may be used on top of the capacity, so that evictions come in batches */
+    uint32_t quota_end;    /* num_entries stays below it; 0: no limit */
     uint32_t cursor[2];   /* id + 1 behind which the walk of an order went on to look for its blocks; 0: from the cold end */
 } kv_ns;
 
@@ -132,6 +135,7 @@ typedef struct {
     uint32_t entries_max;
     int fd;
     /* the writer's */
+    pthread_mutex_t lock; /* recursive; held for one call of the core, never while anything is waited for */
     kv_links *links;
     kv_ghost *ghosts;
     kv_ns *namespaces;
@@ -140,13 +144,24 @@ typedef struct {
     uint32_t ids_used;        /* ids below this were handed out at least once */
     uint32_t removed_head;    /* list of REMOVED ids through links.next */
     uint32_t clock;           /* number of the latest access */
-    uint32_t now_s;           /* set by the caller with every writing call that can make ghosts */
+    _Atomic uint32_t now_s;   /* set by the caller with every writing call that can make ghosts */
     kv_order near_order, far_order;
     const kv_policy *policy;
     kv_table *tables[KV_TABLES_MAX];
     uint32_t num_tables;
     kv_counts counts;
 } kv_index;
+
+/* Every function that changes the index, or looks at what only the writer may see, opens with KV_AS_WRITER: from there
+ * to its end the calling thread is the writer. */
+static inline pthread_mutex_t *kv_index_lock(const kv_index *index) {
+    pthread_mutex_t *lock = (pthread_mutex_t *)&index->lock; /* const: what the function does not change itself */
+    pthread_mutex_lock(lock);
+    return lock;
+}
+static inline void kv_index_unlock(pthread_mutex_t **lock) { pthread_mutex_unlock(*lock); }
+#define KV_AS_WRITER(index) \
+    pthread_mutex_t *writer_lock_ __attribute__((cleanup(kv_index_unlock), unused)) = kv_index_lock(index)
 
 static inline uint64_t kv_load_word(const uint8_t *bytes, int word) {
     uint64_t value;
@@ -221,6 +236,9 @@ uint32_t kv_index_adopt(kv_index *index, const uint8_t *key, uint32_t parent, ui
 /* Removal (asked for, or rotten): the ids and every block that extends them stop being found at once. Returns how
  * many were removed; kv_evict_reap hands their places out as their leases end. */
 uint32_t kv_index_remove(kv_index *index, const uint32_t *ids, uint32_t num_ids, enum kv_reason reason);
+/* Likewise what these keys of namespace `ns` name at this moment. */
+uint32_t kv_index_remove_keys(kv_index *index, uint16_t ns, const uint8_t *keys, uint32_t num_keys,
+                              enum kv_reason reason);
 uint32_t kv_index_clear(kv_index *index, uint16_t ns);
 
 /* Records that hold a copy in [first, last) of a tier: up to `ids_max` ids. */

@@ -14,7 +14,9 @@ static void set_far(kv_index *index, uint32_t id, uint32_t place) {
     index->links[id].far = place;
 }
 
-void kv_writeback_mark(kv_index *index, const uint32_t *ids, const uint64_t *words, uint32_t num_ids, uint8_t *marked) {
+void kv_writeback_mark(kv_index *index, uint32_t ns, const uint32_t *ids, const uint64_t *words, uint32_t num_ids,
+                       uint8_t *marked) {
+    KV_AS_WRITER(index);
     for (uint32_t i = 0; i < num_ids; i++) {
         kv_record *record = &index->records[ids[i]];
         uint64_t word = atomic_load_explicit(&record->state, memory_order_relaxed);
@@ -23,6 +25,7 @@ void kv_writeback_mark(kv_index *index, const uint32_t *ids, const uint64_t *wor
         int parent_far = parent == KV_NONE || index->links[parent].far != KV_NONE ||
                          (index->records[parent].flags & KV_WRITEBACK);
         marked[i] = word == words[i] && (uint8_t)word == KV_VALID && kv_is_near(record) &&
+                    (ns == KV_NONE || record->ns == ns) &&
                     index->links[ids[i]].far == KV_NONE && !(record->flags & KV_WRITEBACK) && parent_far;
         if (marked[i]) record->flags |= KV_WRITEBACK;
     }
@@ -30,6 +33,7 @@ void kv_writeback_mark(kv_index *index, const uint32_t *ids, const uint64_t *wor
 
 void kv_writeback_unmark(kv_index *index, const uint32_t *ids, const uint32_t *places, const uint64_t *checksums,
                          const uint8_t *written, uint32_t num_ids, uint8_t *kept) {
+    KV_AS_WRITER(index);
     for (uint32_t i = 0; i < num_ids; i++) {
         kv_record *record = &index->records[ids[i]];
         uint32_t parent = record->parent;
@@ -44,6 +48,7 @@ void kv_writeback_unmark(kv_index *index, const uint32_t *ids, const uint32_t *p
 }
 
 void kv_promote_mark(kv_index *index, const uint32_t *ids, uint32_t num_ids, uint8_t *marked) {
+    KV_AS_WRITER(index);
     for (uint32_t i = 0; i < num_ids; i++) {
         kv_record *record = &index->records[ids[i]];
         marked[i] = kv_state_of(record) == KV_VALID && !kv_is_near(record) && !(record->flags & KV_PROMOTING);
@@ -53,6 +58,7 @@ void kv_promote_mark(kv_index *index, const uint32_t *ids, uint32_t num_ids, uin
 
 void kv_promote_unmark(kv_index *index, const uint32_t *ids, const uint32_t *places, const uint8_t *read,
                        uint32_t num_ids, uint8_t *kept) {
+    KV_AS_WRITER(index);
     uint32_t deepest = KV_NONE;
     for (uint32_t i = 0; i < num_ids; i++) {
         kv_record *record = &index->records[ids[i]];
@@ -71,6 +77,7 @@ void kv_promote_unmark(kv_index *index, const uint32_t *ids, const uint32_t *pla
 }
 
 void kv_carry_mark(kv_index *index, const uint32_t *ids, uint32_t num_ids, uint8_t *marked) {
+    KV_AS_WRITER(index);
     for (uint32_t i = 0; i < num_ids; i++) {
         kv_record *record = &index->records[ids[i]];
         marked[i] = kv_state_of(record) == KV_VALID && index->links[ids[i]].far != KV_NONE &&
@@ -81,6 +88,7 @@ void kv_carry_mark(kv_index *index, const uint32_t *ids, uint32_t num_ids, uint8
 
 void kv_carry_unmark(kv_index *index, const uint32_t *ids, const uint32_t *places, const uint8_t *written,
                      uint32_t num_ids, uint8_t *kept) {
+    KV_AS_WRITER(index);
     for (uint32_t i = 0; i < num_ids; i++) {
         kv_record *record = &index->records[ids[i]];
         record->flags &= (uint16_t)~KV_PROMOTING;

@@ -38,6 +38,7 @@ static int has_kids(const kv_index *index, const uint32_t *ids, uint32_t num_ids
 }
 
 uint32_t kv_index_remove(kv_index *index, const uint32_t *ids, uint32_t num_ids, enum kv_reason reason) {
+    KV_AS_WRITER(index);
     uint64_t before = index->counts.num_entries;
     if (!has_kids(index, ids, num_ids)) {
         for (uint32_t i = 0; i < num_ids; i++)
@@ -56,7 +57,22 @@ uint32_t kv_index_remove(kv_index *index, const uint32_t *ids, uint32_t num_ids,
     return (uint32_t)(before - index->counts.num_entries);
 }
 
+uint32_t kv_index_remove_keys(kv_index *index, uint16_t ns, const uint8_t *keys, uint32_t num_keys,
+                              enum kv_reason reason) {
+    uint32_t *ids = malloc(((size_t)num_keys + 1) * sizeof(uint32_t)), num_ids = 0;
+    if (ids == NULL) return 0;
+    KV_AS_WRITER(index); /* between look-up and removal an id could become another block's */
+    for (uint32_t i = 0; i < num_keys; i++) {
+        uint32_t id = kv_index_find(index, keys + (size_t)i * KV_KEY_NBYTES);
+        if (id != KV_NONE && index->records[id].ns == ns) ids[num_ids++] = id;
+    }
+    uint32_t removed = kv_index_remove(index, ids, num_ids, reason);
+    free(ids);
+    return removed;
+}
+
 uint32_t kv_index_clear(kv_index *index, uint16_t ns) {
+    KV_AS_WRITER(index);
     uint64_t before = index->counts.num_entries;
     for (uint32_t id = 0; id < index->ids_used; id++) {
         const kv_record *record = &index->records[id];

@@ -8,8 +8,17 @@
 #define END UINT32_MAX
 #define TAIL_SHARE 16 /* a slab's unusable tail is at most this part of it, if some number of chunks allows */
 
+static pthread_mutex_t *lock(const kv_slots *slots) {
+    pthread_mutex_t *held = (pthread_mutex_t *)&slots->lock;
+    pthread_mutex_lock(held);
+    return held;
+}
+static void unlock(pthread_mutex_t **held) { pthread_mutex_unlock(*held); }
+#define WHILE_LOCKED(slots) pthread_mutex_t *held_ __attribute__((cleanup(unlock), unused)) = lock(slots)
+
 int kv_slots_create(kv_slots *slots, uint64_t nbytes) {
     memset(slots, 0, sizeof *slots);
+    pthread_mutex_init(&slots->lock, NULL);
     slots->num_chunks = slots->num_free_chunks = (uint32_t)(nbytes / KV_PLACE_NBYTES / KV_CHUNK_PLACES);
     slots->chunk_slab = malloc(slots->num_chunks * sizeof(uint32_t) + 1);
     slots->slabs = calloc(slots->num_chunks + 1, sizeof(kv_slab));
@@ -49,6 +58,7 @@ static uint32_t chunks_for(uint32_t slot_places) {
 }
 
 int kv_slots_class(kv_slots *slots, uint64_t nbytes) {
+    WHILE_LOCKED(slots);
     uint32_t places = (uint32_t)((nbytes + KV_PLACE_NBYTES - 1) / KV_PLACE_NBYTES);
     for (uint32_t i = 0; i < slots->num_classes; i++)
         if (slots->classes[i].slot_places == places) return (int)i;
@@ -128,6 +138,7 @@ static void close_slab(kv_slots *slots, kv_class *owner, uint32_t number) {
 }
 
 int64_t kv_slots_allocate(kv_slots *slots, int class_number, uint32_t num, uint32_t *places) {
+    WHILE_LOCKED(slots);
     kv_class *owner = &slots->classes[class_number];
     for (uint32_t i = 0; i < num; i++) {
         if (owner->open == KV_NO_SLAB) {
@@ -163,6 +174,7 @@ static int locate(const kv_slots *slots, int class_number, uint32_t place, uint3
 }
 
 int kv_slots_hold(const kv_slots *slots, int class_number, const uint32_t *places, uint32_t num) {
+    WHILE_LOCKED(slots);
     uint32_t number, slot;
     for (uint32_t i = 0; i < num; i++)
         if (!locate(slots, class_number, places[i], &number, &slot)) return 0;
@@ -182,6 +194,7 @@ static void free_one(kv_slots *slots, kv_class *owner, uint32_t number, uint32_t
 }
 
 int kv_slots_free(kv_slots *slots, int class_number, const uint32_t *places, uint32_t num) {
+    WHILE_LOCKED(slots);
     kv_class *owner = &slots->classes[class_number];
     uint32_t number, slot, marked = 0;
     /* All are looked up and marked first, so that a wrong or doubled place changes nothing. */
@@ -199,6 +212,7 @@ int kv_slots_free(kv_slots *slots, int class_number, const uint32_t *places, uin
 }
 
 uint64_t kv_slots_available(const kv_slots *slots, int class_number) {
+    WHILE_LOCKED(slots);
     const kv_class *owner = &slots->classes[class_number];
     uint64_t slabs = 0;
     for (uint32_t chunk = 0, run = 0; chunk < slots->num_chunks; chunk++) {
@@ -217,6 +231,7 @@ static uint64_t live_nbytes(const kv_slots *slots, const kv_slab *slab) {
 }
 
 int kv_slots_vacate(const kv_slots *slots, int class_number, uint32_t *first, uint32_t *last) {
+    WHILE_LOCKED(slots);
     const kv_class *owner = &slots->classes[class_number];
     if (owner->num_free > 0 || find_run(slots, owner->chunks_per_slab) != END) return 0;
     uint64_t cheapest = UINT64_MAX;
@@ -253,6 +268,7 @@ static int check_slab(const kv_slots *slots, uint32_t number) {
 }
 
 int kv_slots_check(const kv_slots *slots) {
+    WHILE_LOCKED(slots);
     uint64_t free_chunks = 0, used = 0, blocks = 0;
     for (uint32_t chunk = 0; chunk < slots->num_chunks;) {
         uint32_t number = slots->chunk_slab[chunk];

@@ -2,11 +2,12 @@
  *
  * The arena is cut into chunks of 2 MiB. A size class (a block size rounded up to 4 KiB) owns slabs: runs of chunks cut
  * into slots of its size. A slab whose last slot is freed goes back to the free chunks, so memory moves between classes.
- * A place is a slot's offset in units of 4 KiB. One thread at a time; nothing here touches the arena's memory.
+ * A place is a slot's offset in units of 4 KiB. Each call holds `lock`; nothing here touches the arena's memory.
  */
 #ifndef KV_SLOTS_H
 #define KV_SLOTS_H
 
+#include <pthread.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -32,6 +33,7 @@ typedef struct {
 } kv_class;
 
 typedef struct {
+    pthread_mutex_t lock; /* taken last: under it no other lock is */
     uint32_t num_chunks, num_free_chunks, num_classes;
     uint32_t *chunk_slab; /* slab of each chunk, or KV_NO_SLAB */
     kv_slab *slabs;       /* as many as chunks */

@@ -3,6 +3,7 @@
 
 uint32_t kv_index_in_range(const kv_index *index, enum kv_tier tier, uint32_t first, uint32_t last, uint32_t *ids,
                            uint32_t ids_max) {
+    KV_AS_WRITER(index);
     uint32_t found = 0;
     for (uint32_t id = 0; id < index->ids_used && found < ids_max; id++) {
         const kv_record *record = &index->records[id];
@@ -27,6 +28,7 @@ static uint32_t walked_to(const kv_index *index, kv_walk *walk, uint32_t id, uin
 
 /* The links alone say where far copies lie: of the records only those are read that pass. */
 uint32_t kv_index_walk_far(const kv_index *index, kv_walk *walk, uint32_t first, uint32_t last, uint32_t *ids) {
+    KV_AS_WRITER(index);
     uint32_t found = 0, id = walk->at, end = walk_end(index, walk);
     for (; id < end && found < walk->found_max; id++) {
         uint32_t place = index->links[id].far;
@@ -37,6 +39,7 @@ uint32_t kv_index_walk_far(const kv_index *index, kv_walk *walk, uint32_t first,
 }
 
 uint32_t kv_index_walk_used(const kv_index *index, kv_walk *walk, uint32_t since, uint32_t *ids) {
+    KV_AS_WRITER(index);
     uint32_t found = 0, id = walk->at, end = walk_end(index, walk);
     for (; id < end && found < walk->found_max; id++) {
         const kv_links *links = &index->links[id];

@@ -141,7 +141,7 @@ static void write_back(const uint8_t *chain, int removes) {
     uint8_t marked[CHAIN], written[CHAIN], kept[CHAIN];
     num = take(&far_tier, num, places);
     for (uint32_t i = 0; i < num; i++) words[i] = kv_record_word(&index_.records[ids[i]]);
-    kv_writeback_mark(&index_, ids, words, num, marked);
+    kv_writeback_mark(&index_, 1, ids, words, num, marked);
     if (removes && num > 0) kv_index_remove(&index_, &ids[num / 2], 1, KV_WAS_REMOVED);
     for (uint32_t i = 0; i < num; i++) {
         written[i] = marked[i];

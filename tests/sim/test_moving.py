@@ -100,7 +100,7 @@ class Bench:
 
     def to_far(self, keys):
         """Leave nothing of them near."""
-        self.mover._evict_near(self.store.near_capacity, keep_unwritten=True)
+        self.mover.put.evict(self.store.near_capacity, True, 0)
         assert self.store.index.match(keys)[1] == 0
 
 

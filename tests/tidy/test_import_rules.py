@@ -83,7 +83,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("tiers.manifest", "tiers.manifest_rows", "tiers.segment_files", "tiers.verifying"),
     },
     # movement: knows the contract of the tiers, and the host tier because its arena is what blocks move through
-    "space": {"_core.index", "_core.walk", "clock", "policy", "tiers.base", "tiers.host"},
+    "space": {"_core.index", "_core.put", "_core.walk", "clock", "policy", "tiers.base", "tiers.host"},
     "quota": {"policy", "space", "tiers.base"},
     "budget": {"policy"},
     "backlog": set(),
@@ -102,10 +102,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "durability": {"_core.index", "checks", "tiers.base"},
     "lease": {"copying"},
     "room": {"tiers.base"},
+    "reservation": {"_core.put", "room"},
     "arrivals": {"_core.lease", "tiers.base"},
     "handle": {
-        *("_core.index", "arrivals", "_core.lease", "checks", "copying", "durability", "hashing", "lease", "namespace"),
-        *("room", "tiers.base"),
+        *("arrivals", "_core.lease", "checks", "copying", "durability", "hashing", "lease", "namespace"),
+        *("reservation", "room", "tiers.base"),
     },
     "store": {
         "_core.index",
@@ -211,6 +212,7 @@ MAY_NAME: dict[str, set[str]] = {
     "promotion": {"carry", "mover"},
     "arrivals": {"_core.lease", "handle", "promotion", "store"},
     "durability": {"store"},
+    "reservation": {"_core.lease", "handle", "store"},
     "scrub": {"mover"},
     "lease": {"_core.arena", "_core.lease", "handle"},
     "room": {"_core.arena", "_core.lease", "handle", "tiers.base"},
@@ -239,6 +241,7 @@ THIRD_PARTY: dict[str, tuple[str, ...]] = {
 MAY_CIMPORT: dict[str, set[str]] = {
     "index": {"records"},
     "lease": {"index", "records"},
+    "put": {"arena", "index", "lease", "records"},
     "walk": {"index", "records"},
     "clocked": {"index", "lease", "records"},
 }

@@ -276,19 +276,6 @@ def test_remove_takes_what_extends_a_block_and_clear_takes_all(store, ns):
     assert store.stats()["tiers"]["host"]["used_nbytes"] == 2 * BLOCK
 
 
-def test_ids_of_a_removal_are_looked_up_under_the_lock(store, ns):
-    """Else an eviction could give an id to another block between the look-up and the removal."""
-    keys, owned = put_chain(ns, 2), []
-
-    class Spy:
-        def __getattr__(self, name):
-            owned.append(store.lock._is_owned()) if name == "find" else None
-            return getattr(store.index, name)
-
-    ns._index = Spy()
-    assert ns.remove(keys) == 2 and owned == [True]
-
-
 def test_put_with_no_room_in_the_lease_table_says_so(ns):
     store = make_store(16, leases_max=64)
     ns = store.namespace(make_spec())

@@ -26,24 +26,6 @@ def test_spare(capacity, slot, spare):
 
 
 @pytest.mark.parametrize(
-    ("used", "wanted", "capacity", "spare", "evicted"),
-    [
-        (0, 10, 100, 0, 0),
-        (90, 10, 100, 0, 0),  # to the last byte
-        (91, 10, 100, 0, 1),
-        (100, 10, 100, 20, 0),  # the spare lasts
-        (110, 10, 100, 20, 0),
-        (111, 10, 100, 20, 21),  # then down to capacity at once
-        (100, 0, 100, 0, 0),
-        (0, 500, 100, 0, 400),  # more than there is: the caller takes what it gets
-        (120, 0, 100, 0, 20),
-    ],
-)
-def test_evict(used, wanted, capacity, spare, evicted):
-    assert policy.evict_nbytes(used, wanted, capacity, spare) == evicted
-
-
-@pytest.mark.parametrize(
     ("healthy", "num_batches", "now", "ready", "may"),
     [
         (True, 0, 0, 0, True),

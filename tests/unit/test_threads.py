@@ -196,42 +196,6 @@ def test_a_prefetch_that_the_store_closes_under_is_answered(tmp_path):
             future.result(30)
 
 
-def test_removal_never_takes_a_block_that_got_the_id_of_another(tmp_path):
-    with opened(tmp_path, **{"host.nbytes": 4 * NBYTES, "disk.nbytes": 0}) as store:
-        ns = store.namespace(spec())
-        old, new = (ns.keys(np.full(4, token, dtype=np.uint32)) for token in (1, 2))
-        ns.put(old, payloads(old))
-
-        interrupted: list[int] = []
-
-        class Interrupted:
-            """The index; right behind a look-up another thread puts a chain, if the lock lets it."""
-
-            def __getattr__(self, name: str) -> Any:
-                return getattr(store.index, name)
-
-            def find(self, *question: Any) -> np.ndarray:
-                ids = store.index.find(*question)
-                in_threads(1, self._put)
-                return ids
-
-            @staticmethod
-            def _put(_number: int) -> None:
-                if store.lock.acquire(blocking=False):
-                    try:
-                        ns._index = store.index
-                        interrupted.append(ns.put(new, payloads(new)).stored)
-                    finally:
-                        store.lock.release()
-
-        ns._index = Interrupted()
-        ns.remove(old)
-        ns._index = store.index
-        assert ns.match(old).num_blocks == 0
-        assert ns.match(new).num_blocks == sum(interrupted)
-        settle(store, ns)
-
-
 @pytest.mark.parametrize("verb", ["copy_into", "fill"])
 def test_leases_and_reservations_that_outlive_the_store_are_refused(tmp_path, verb):
     store = opened(tmp_path, **{"disk.nbytes": 0})

@@ -6,7 +6,6 @@ ctypedef void (*marker)(kv_index *, const uint32_t *, uint32_t, uint8_t *) noexc
 cdef class Index:
     # Owns the index's memory. Every method but `match` is the writer's: the caller holds the store's lock.
     cdef kv_index _index
-    cdef readonly uint32_t num_lost     # ids of the latest commit that can never become visible
     cdef bint _open
     cdef list _tables           # keeps the attached tables alive as long as evictions scan them
     cdef kv_freed _freed        # scratch of the evicting methods; one writer, so one is enough

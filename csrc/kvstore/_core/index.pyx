@@ -161,6 +161,7 @@ cdef class Index:
         cdef uint64_t[::1] checksum = sum_out
         cdef uint16_t[::1] ns = ns_out
         cdef kv_record *record
+        kv_index_lock(&self._index)
         for i in range(num):
             record = &self._index.records[view[i]]
             near[i] = kv_record_place(record) if kv_is_near(record) else KV_NONE
@@ -168,21 +169,8 @@ cdef class Index:
             checksum[i] = record.checksum
             ns[i] = record.ns
             parent[i] = record.parent
+        pthread_mutex_unlock(&self._index.lock)
         return near_out, far_out, sum_out, ns_out, parent_out
-
-    def pending(self, ids, const uint64_t[::1] words not None):
-        """Those of `ids` that are still being written, as when their state words were `words`; uint32 (num,)."""
-        cdef uint32_t[::1] view = self._ids(ids)
-        cdef Py_ssize_t i, num = 0
-        cdef uint64_t word
-        out = np.empty(view.shape[0], dtype=np.uint32)
-        cdef uint32_t[::1] found = out
-        for i in range(min(view.shape[0], words.shape[0])):
-            word = kv_record_word(&self._index.records[view[i]])
-            if word == words[i] and <uint8_t>word == WRITING:
-                found[num] = view[i]
-                num += 1
-        return out[:num]
 
     def keys(self, ids):
         """Keys of ids, uint8 (n, 32); zero for NONE."""
@@ -197,12 +185,23 @@ cdef class Index:
 
     # ---- namespaces and reservations ----
 
-    def set_namespace(self, ns, slot_nbytes, shards):
-        """Tell the index how large a block of `ns` is in a tier and how many parts make it complete."""
+    def set_namespace(self, ns, slot_nbytes, shards, spare_nbytes=0):
+        """Tell the index how large a block of `ns` is in a tier, how many parts make it complete, and what new blocks
+        may take on top of the near capacity before any have to go."""
         if not (0 <= ns <= KV_NAMESPACES_MAX and 1 <= shards <= KV_SHARDS_MAX):
             raise InvalidRequest(f"namespace {ns} (max {KV_NAMESPACES_MAX}) with {shards} shards (max {SHARDS_MAX})")
+        kv_index_lock(&self._index)
+        self._index.namespaces[<uint32_t>ns].spare_nbytes = spare_nbytes
         self._index.namespaces[<uint32_t>ns].slot_nbytes = slot_nbytes
         self._index.namespaces[<uint32_t>ns].all_parts = (1 << shards) - 1
+        pthread_mutex_unlock(&self._index.lock)
+
+    def set_quota(self, uint16_t ns, num_blocks):
+        """What the blocks of a namespace may come to, those being written included; None: no limit."""
+        cdef uint32_t end = 0 if num_blocks is None else min(num_blocks + 1, ENTRIES_MAX + 1)
+        kv_index_lock(&self._index)
+        self._index.namespaces[ns].quota_end = end
+        pthread_mutex_unlock(&self._index.lock)
 
     def num_blocks(self, ns):
         """Blocks of a namespace that are stored or being written."""
@@ -241,29 +240,6 @@ cdef class Index:
         PyBuffer_Release(&view)
         return used
 
-    def granted(self, const uint8_t[::1] plan, const uint32_t[::1] ids):
-        """What a reservation got: (positions, their ids, near places and state words, number present,
-        [(position, is busy)] of the others)."""
-        cdef Py_ssize_t i, num = 0, present = 0
-        cdef kv_record *record
-        positions_out, mine_out = np.empty(plan.shape[0], dtype=np.intp), np.empty(plan.shape[0], dtype=np.uint32)
-        places_out, words_out = np.empty(plan.shape[0], dtype=np.uint32), np.empty(plan.shape[0], dtype=np.uint64)
-        cdef Py_ssize_t[::1] positions = positions_out
-        cdef uint32_t[::1] mine = mine_out, places = places_out
-        cdef uint64_t[::1] words = words_out
-        refused = []
-        for i in range(plan.shape[0]):
-            if plan[i] == KV_PRESENT:
-                present += 1
-            elif plan[i] == KV_BUSY or ids[i] == KV_NONE:
-                refused.append((i, plan[i] == KV_BUSY))
-            else:
-                record = &self._index.records[ids[i]]
-                positions[num], mine[num] = i, ids[i]
-                places[num], words[num] = kv_record_place(record), kv_record_word(record)
-                num += 1
-        return positions_out[:num], mine_out[:num], places_out[:num], words_out[:num], present, refused
-
     def commit(self, ids, uint32_t shard, uint32_t now_s=0):
         """Commit part `shard`; returns (ids that became visible, per id 1, or 0 where it never can)."""
         cdef uint32_t[::1] view = self._ids(ids)
@@ -273,14 +249,10 @@ cdef class Index:
         cdef uint8_t[::1] committed = out
         cdef uint32_t[::1] published = published_out
         cdef uint32_t num_published = 0
-        cdef Py_ssize_t i
         kv_evict_drain(&self._index)
         if view.shape[0]:
             num_published = kv_index_commit(&self._index, &view[0], <uint32_t>view.shape[0], shard, &committed[0],
                                             &published[0])
-        self.num_lost = 0
-        for i in range(view.shape[0]):
-            self.num_lost += not committed[i]
         return published_out[:num_published], out
 
     def abandon(self, ids, uint32_t shard, uint32_t now_s=0):
@@ -402,6 +374,18 @@ cdef class Index:
             return 0
         return kv_index_remove(&self._index, &view[0], <uint32_t>view.shape[0], <kv_reason>reason)
 
+    def remove_keys(self, keys, uint16_t ns, uint32_t now_s):
+        """As remove, of the blocks of namespace `ns` that these keys name now, because they were asked away."""
+        cdef Py_buffer view
+        cdef uint32_t removed
+        keys_of(keys, &view)
+        self._index.now_s = now_s
+        with nogil:
+            removed = kv_index_remove_keys(&self._index, ns, <const uint8_t *>view.buf,
+                                           <uint32_t>(view.len // KV_KEY_NBYTES), KV_WAS_REMOVED)
+        PyBuffer_Release(&view)
+        return removed
+
     def clear(self, uint32_t ns, uint32_t now_s):
         """Remove every block of a namespace; returns how many."""
         self._index.now_s = now_s
@@ -417,13 +401,15 @@ cdef class Index:
             mark(&self._index, &view[0], <uint32_t>view.shape[0], &marked[0])
         return out
 
-    def writeback_mark(self, ids, const uint64_t[::1] words):
-        """Which ids may be written to the far tier now; those keep their near copy until unmarked."""
+    def writeback_mark(self, ids, const uint64_t[::1] words, int ns=-1):
+        """Which ids (of namespace `ns`; -1: of any) may be written to the far tier now, if their state words are still
+        `words`; those keep their near copy until unmarked."""
         cdef uint32_t[::1] view = self._ids(ids)
         out = np.zeros(view.shape[0], dtype=np.uint8)
         cdef uint8_t[::1] marked = out
         if view.shape[0]:
-            kv_writeback_mark(&self._index, &view[0], &words[0], <uint32_t>view.shape[0], &marked[0])
+            kv_writeback_mark(&self._index, <uint32_t>ns, &view[0], &words[0], <uint32_t>view.shape[0],
+                              &marked[0])
         return out
 
     def writeback_unmark(self, ids, const uint32_t[::1] places, const uint64_t[::1] checksums,

@@ -2,6 +2,11 @@
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 
+cdef extern from "<pthread.h>" nogil:
+    ctypedef struct pthread_mutex_t:
+        pass
+    int pthread_mutex_unlock(pthread_mutex_t *mutex)
+
 cdef extern from "index.h" nogil:
     const uint32_t KV_NONE
     enum: KV_KEY_NBYTES
@@ -17,6 +22,7 @@ cdef extern from "index.h" nogil:
     enum kv_plan:
         KV_PRESENT
         KV_BUSY
+        KV_JOIN
     enum kv_tier:
         KV_NEAR
         KV_FAR
@@ -30,7 +36,8 @@ cdef extern from "index.h" nogil:
         uint32_t kids
         uint32_t far
     ctypedef struct kv_ns:
-        uint64_t slot_nbytes
+        uint64_t slot_nbytes, spare_nbytes
+        uint32_t quota_end
         uint32_t all_parts
         uint32_t num_entries
     ctypedef struct kv_order:
@@ -42,6 +49,7 @@ cdef extern from "index.h" nogil:
     ctypedef struct kv_table
     ctypedef struct kv_policy
     ctypedef struct kv_index:
+        pthread_mutex_t lock
         kv_record *records
         kv_links *links
         kv_ns *namespaces
@@ -54,6 +62,8 @@ cdef extern from "index.h" nogil:
         kv_order far_order
         kv_counts counts
         const kv_policy *policy
+    # Between these two nothing may need the GIL: whoever has it may be waiting for the lock.
+    pthread_mutex_t *kv_index_lock(const kv_index *index)
     int kv_index_create(kv_index *index, uint32_t entries_max, const uint64_t *seed)
     void kv_index_destroy(kv_index *index)
     double kv_index_nbytes_per_entry(const kv_index *index)
@@ -68,6 +78,8 @@ cdef extern from "index.h" nogil:
                              uint8_t *committed, uint32_t *published)
     void kv_index_abandon(kv_index *index, const uint32_t *ids, uint32_t num_ids, uint32_t shard)
     uint32_t kv_index_remove(kv_index *index, const uint32_t *ids, uint32_t num_ids, kv_reason reason)
+    uint32_t kv_index_remove_keys(kv_index *index, uint16_t ns, const uint8_t *keys, uint32_t num_keys,
+                                  kv_reason reason)
     uint32_t kv_index_clear(kv_index *index, uint16_t ns)
     uint32_t kv_index_in_range(const kv_index *index, kv_tier tier, uint32_t first, uint32_t last, uint32_t *ids,
                                uint32_t ids_max)
@@ -144,8 +156,8 @@ cdef extern from "evict.h" nogil:
                             kv_freed *freed)
     uint32_t kv_evict_namespace(kv_index *index, uint16_t ns, uint32_t num_blocks, kv_freed *freed)
     uint32_t kv_evict_reap(kv_index *index, kv_freed *freed)
-    void kv_writeback_mark(kv_index *index, const uint32_t *ids, const uint64_t *words, uint32_t num_ids,
-                           uint8_t *marked)
+    void kv_writeback_mark(kv_index *index, uint32_t ns, const uint32_t *ids, const uint64_t *words,
+                           uint32_t num_ids, uint8_t *marked)
     void kv_writeback_unmark(kv_index *index, const uint32_t *ids, const uint32_t *places,
                              const uint64_t *checksums, const uint8_t *written, uint32_t num_ids, uint8_t *kept)
     void kv_promote_mark(kv_index *index, const uint32_t *ids, uint32_t num_ids, uint8_t *marked) noexcept

@@ -1,0 +1,268 @@
+#include "put.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define FREED_MAX (1u << 16)
+#define SLAB_ROUNDS 8 /* each empties one slab of another size class, or evicts for what is missing */
+
+int kv_put_create(kv_put *put, kv_index *index, kv_slots *slots, uint64_t near_nbytes, uint32_t queue_blocks) {
+    memset(put, 0, sizeof *put);
+    put->index = index;
+    put->slots = slots;
+    put->near_nbytes = near_nbytes;
+    put->fresh_mask = 1;
+    while (put->fresh_mask + 1 < queue_blocks) put->fresh_mask = put->fresh_mask << 1 | 1;
+    put->fresh = malloc(((size_t)put->fresh_mask + 1) * sizeof(kv_fresh));
+    put->freed.capacity = FREED_MAX;
+    put->freed.near_places = malloc(FREED_MAX * sizeof(uint32_t));
+    put->freed.far_places = malloc(FREED_MAX * sizeof(uint32_t));
+    put->freed.near_ns = malloc(FREED_MAX * sizeof(uint16_t));
+    put->freed.far_ns = malloc(FREED_MAX * sizeof(uint16_t));
+    const kv_freed *freed = &put->freed;
+    if (put->fresh && freed->near_places && freed->far_places && freed->near_ns && freed->far_ns) return 0;
+    kv_put_destroy(put);
+    return -ENOMEM;
+}
+
+void kv_put_destroy(kv_put *put) {
+    free(put->fresh);
+    free(put->freed.near_places);
+    free(put->freed.far_places);
+    free(put->freed.near_ns);
+    free(put->freed.far_ns);
+    free(put->scratch);
+    memset(put, 0, sizeof *put);
+}
+
+static uint64_t slot_nbytes(const kv_put *put, uint32_t ns) { return put->index->namespaces[ns].slot_nbytes; }
+
+static uint64_t used_nbytes(const kv_put *put) {
+    const kv_counts *counts = &put->index->counts;
+    return counts->near_nbytes + counts->writing_nbytes + put->arriving_nbytes;
+}
+
+static void give_back(kv_put *put, uint32_t ns, const uint32_t *places, uint32_t num) {
+    /* The class exists: the places are of it. Whatever could be wrong with them shows in the audit of the slots. */
+    if (num > 0) kv_slots_free(put->slots, kv_slots_class(put->slots, slot_nbytes(put, ns)), places, num);
+}
+
+/* Near places that came free, run by run of one namespace. */
+static void give_near(kv_put *put) {
+    const kv_freed *freed = &put->freed;
+    for (uint32_t first = 0, end; first < freed->num_near; first = end) {
+        for (end = first + 1; end < freed->num_near && freed->near_ns[end] == freed->near_ns[first];) end++;
+        give_back(put, freed->near_ns[first], freed->near_places + first, end - first);
+    }
+    put->freed.num_near = 0;
+}
+
+uint64_t kv_put_evict(kv_put *put, uint64_t nbytes, int keep_unwritten) {
+    KV_AS_WRITER(put->index);
+    uint64_t freed_nbytes = 0, now;
+    while (freed_nbytes < nbytes) {
+        now = kv_evict_near(put->index, nbytes - freed_nbytes, keep_unwritten, &put->freed);
+        give_near(put);
+        if (now == 0) break;
+        freed_nbytes += now;
+    }
+    return freed_nbytes;
+}
+
+void kv_put_reap(kv_put *put) {
+    KV_AS_WRITER(put->index);
+    if (put->index->counts.num_removed > 0) kv_evict_reap(put->index, &put->freed);
+    give_near(put);
+}
+
+/* Empty the cheapest slab of another size for one of this class. */
+static uint64_t empty_slab(kv_put *put, int class_number, int keep_unwritten) {
+    uint32_t first, last, num;
+    if (!kv_slots_vacate(put->slots, class_number, &first, &last)) return 0;
+    uint32_t *ids = malloc(((size_t)last - first) * sizeof(uint32_t));
+    if (ids == NULL) return 0;
+    num = kv_index_in_range(put->index, KV_NEAR, first, last, ids, last - first);
+    uint64_t freed_nbytes = kv_evict_these(put->index, ids, num, keep_unwritten, &put->freed);
+    give_near(put);
+    free(ids);
+    return freed_nbytes;
+}
+
+/* Up to `num` near places, evicting as needed: fewer when what is left is leased, or waits for its write-back and may not
+ * be dropped. -1 without memory for the slots of another slab. */
+static int64_t make_room(kv_put *put, uint16_t ns, uint32_t num, int drop_unwritten, uint32_t *places) {
+    const kv_ns *space = &put->index->namespaces[ns];
+    const uint64_t slot = space->slot_nbytes, most = put->near_nbytes + space->spare_nbytes;
+    const int keep = put->has_far && !drop_unwritten;
+    uint64_t after = used_nbytes(put) + num * slot;
+    if (after > most) kv_put_evict(put, after - put->near_nbytes, keep);
+    uint64_t used = used_nbytes(put), fit = most > used ? (most - used) / slot : 0;
+    if (num > fit) num = (uint32_t)fit;
+    int class_number = kv_slots_class(put->slots, slot);
+    int64_t given = class_number < 0 ? -1 : kv_slots_allocate(put->slots, class_number, num, places);
+    for (int round = 0; given >= 0 && given < num && round < SLAB_ROUNDS; round++) {
+        uint32_t missing = num - (uint32_t)given;
+        /* Slots of odd sizes leave a rest in every slab: the arena can be full below its capacity. */
+        uint64_t wanted = missing * slot > space->spare_nbytes ? missing * slot : space->spare_nbytes;
+        if (!empty_slab(put, class_number, keep) && !kv_put_evict(put, wanted, keep)) break;
+        int64_t more = kv_slots_allocate(put->slots, class_number, missing, places + given);
+        if (more > 0) given += more;
+    }
+    return given;
+}
+
+uint32_t kv_put_room(kv_put *put, uint16_t ns, uint32_t num, int drop_unwritten, uint32_t *places) {
+    KV_AS_WRITER(put->index);
+    int64_t given = make_room(put, ns, num, drop_unwritten, places);
+    if (given < 0) return 0;
+    put->arriving_nbytes += (uint64_t)given * slot_nbytes(put, ns);
+    return (uint32_t)given;
+}
+
+void kv_put_arrived(kv_put *put, uint64_t nbytes) {
+    KV_AS_WRITER(put->index);
+    put->arriving_nbytes -= nbytes;
+}
+
+/* ---- reservations ---- */
+
+/* How many of the wanted blocks quota and index entries allow. */
+static enum kv_put_code allowed_blocks(const kv_put *put, const kv_wish *wish, kv_grant *grant, uint32_t *allowed) {
+    const kv_index *index = put->index;
+    const kv_ns *space = &index->namespaces[wish->ns];
+    *allowed = grant->num_wanted;
+    if (space->quota_end > 0) {
+        uint32_t left = space->quota_end > space->num_entries ? space->quota_end - 1 - space->num_entries : 0;
+        if (left < *allowed) {
+            if (!(wish->flags & KV_PAST_QUOTA)) return KV_PUT_QUOTA;
+            *allowed = left;
+            grant->why = KV_SHORT_QUOTA;
+        }
+    }
+    uint64_t left = index->entries_max - index->counts.num_entries - index->counts.num_removed;
+    if (left < *allowed) {
+        if (!(wish->flags & KV_PAST_ENTRIES)) {
+            grant->num_wanted = *allowed;
+            return KV_PUT_ENTRIES;
+        }
+        *allowed = (uint32_t)left;
+        grant->why = KV_SHORT_ENTRIES;
+    }
+    return KV_PUT_OK;
+}
+
+static enum kv_put_code begin(kv_put *put, const kv_wish *wish, kv_grant *grant) {
+    kv_index *index = put->index;
+    grant->num_wanted = kv_index_plan(index, wish->keys, wish->num_keys, wish->shard, grant->plan, grant->ids);
+    for (uint32_t i = 0; i < wish->num_keys; i++)
+        if (grant->ids[i] != KV_NONE && index->records[grant->ids[i]].ns != wish->ns) {
+            grant->num_wanted = i;
+            return KV_PUT_FOREIGN;
+        }
+    uint32_t allowed;
+    enum kv_put_code code = allowed_blocks(put, wish, grant, &allowed);
+    if (code != KV_PUT_OK) return code;
+    int64_t given = make_room(put, wish->ns, allowed, wish->flags & KV_LATE, grant->places);
+    if (given < 0) return KV_PUT_MEMORY;
+    if (given < allowed) {
+        grant->why = KV_SHORT_ROOM;
+        if (!(wish->flags & KV_LATE)) {
+            give_back(put, wish->ns, grant->places, (uint32_t)given);
+            return KV_PUT_ROOM;
+        }
+    }
+    grant->num_places = kv_index_begin(index, wish->keys, wish->num_keys, wish->shard, wish->ns, grant->plan, grant->ids,
+                                       grant->places, (uint32_t)given);
+    give_back(put, wish->ns, grant->places + grant->num_places, (uint32_t)given - grant->num_places);
+    return KV_PUT_OK;
+}
+
+enum kv_put_code kv_put_reserve(kv_put *put, kv_table *table, const kv_wish *wish, kv_grant *grant) {
+    KV_AS_WRITER(put->index);
+    kv_held held;
+    grant->num_places = 0;
+    grant->why = KV_SHORT_ROOM;
+    kv_lease_acquire(put->index, table, wish->ns, wish->keys, wish->num_keys, 0, &held);
+    enum kv_put_code code = held.stop == KV_STOP_FULL ? KV_PUT_LEASES : begin(put, wish, grant);
+    kv_lease_release(table, &held);
+    return code;
+}
+
+static void queue_fresh(kv_put *put, const uint32_t *published, uint32_t num) {
+    for (uint32_t i = 0; i < num; i++) {
+        const kv_record *record = &put->index->records[published[i]];
+        if (put->fresh_head - put->fresh_tail > put->fresh_mask) {
+            put->num_unqueued += num - i;
+            return;
+        }
+        put->fresh[put->fresh_head++ & put->fresh_mask] =
+            (kv_fresh){.word = kv_record_word(record), .id = published[i], .ns = record->ns};
+    }
+}
+
+/* Room for what a commit tells: per id a byte, and every id that may become visible. */
+static int reserve_scratch(kv_put *put, uint32_t num_ids) {
+    size_t needed = 2 * (size_t)num_ids + put->index->counts.num_waiting + 1;
+    if (needed <= put->scratch_max) return 1;
+    uint32_t *grown = realloc(put->scratch, 2 * needed * sizeof(uint32_t));
+    if (grown == NULL) return 0;
+    put->scratch = grown;
+    put->scratch_max = 2 * needed;
+    return 1;
+}
+
+uint32_t kv_put_commit(kv_put *put, const uint32_t *ids, uint32_t num_ids, uint32_t shard) {
+    KV_AS_WRITER(put->index);
+    if (!reserve_scratch(put, num_ids)) {
+        kv_put_abandon(put, ids, num_ids, shard);
+        return num_ids;
+    }
+    uint8_t *committed = (uint8_t *)put->scratch;
+    uint32_t *published = put->scratch + num_ids, num_lost = 0;
+    kv_evict_drain(put->index);
+    uint32_t num_published = kv_index_commit(put->index, ids, num_ids, shard, committed, published);
+    if (put->has_far) queue_fresh(put, published, num_published);
+    for (uint32_t i = 0; i < num_ids; i++) num_lost += !committed[i];
+    if (num_lost > 0) kv_put_reap(put);
+    return num_lost;
+}
+
+void kv_put_abandon(kv_put *put, const uint32_t *ids, uint32_t num_ids, uint32_t shard) {
+    KV_AS_WRITER(put->index);
+    kv_index_abandon(put->index, ids, num_ids, shard);
+    kv_put_reap(put);
+}
+
+uint32_t kv_put_expire(kv_put *put, const uint32_t *ids, const uint64_t *words, uint32_t num_ids, int is_over) {
+    KV_AS_WRITER(put->index);
+    uint32_t num_pending = 0;
+    if (!reserve_scratch(put, num_ids)) return num_ids;
+    for (uint32_t i = 0; i < num_ids; i++) {
+        uint64_t word = kv_record_word(&put->index->records[ids[i]]);
+        if (word == words[i] && (uint8_t)word == KV_WRITING) put->scratch[num_pending++] = ids[i];
+    }
+    if (!is_over || num_pending == 0) return num_pending;
+    kv_index_remove(put->index, put->scratch, num_pending, KV_WAS_ABANDONED);
+    kv_put_reap(put);
+    return num_pending;
+}
+
+/* ---- the queues ---- */
+
+uint32_t kv_put_take_fresh(kv_put *put, kv_fresh *out, uint32_t max) {
+    KV_AS_WRITER(put->index);
+    uint32_t num = 0;
+    while (num < max && put->fresh_tail != put->fresh_head) out[num++] = put->fresh[put->fresh_tail++ & put->fresh_mask];
+    return num;
+}
+
+uint32_t kv_put_take_far(kv_put *put, uint32_t *places, uint16_t *ns, uint32_t max) {
+    KV_AS_WRITER(put->index);
+    kv_freed *freed = &put->freed;
+    uint32_t num = freed->num_far < max ? freed->num_far : max, rest = freed->num_far - num;
+    memcpy(places, freed->far_places + rest, num * sizeof(uint32_t));
+    memcpy(ns, freed->far_ns + rest, num * sizeof(uint16_t));
+    freed->num_far = rest;
+    return num;
+}
