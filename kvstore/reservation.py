@@ -33,15 +33,13 @@ class Reservation:
         try:
             while True:
                 with self._store.lock:
+                    if grip is not None:  # the core leases the same blocks: the table need not have room for both
+                        grip.release()
                     late = clock.now_us() >= deadline_us
-                    answer, progress = self._attempt(put.LATE if late else 0), None
-                    if answer[0] != put.OK:
-                        # Making room must not take away what this extends.
-                        grip = self._namespace.lease_again(self._keys, grip)
-                        self._namespace.check_stop(grip, len(self._keys))
-                        answer, progress = self._make_room(answer, late=late)
+                    answer, progress = self._make_room(self._attempt(put.LATE if late else 0), late=late)
                     if answer[0] == put.OK:
                         return self._granted(answer)
+                    grip = self._leased()  # what this extends must not go while it waits
                 if progress is None:  # nothing is under way that could make room: take what there is
                     deadline_us = 0
                 else:
@@ -49,6 +47,12 @@ class Reservation:
         finally:
             if grip is not None:
                 grip.release()
+
+    def _leased(self) -> Grip:
+        """Leases on the stored prefix. Errors: LimitExceeded."""
+        grip = self._namespace.lease_again(self._keys, None)
+        self._namespace.check_stop(grip, len(self._keys))
+        return grip
 
     def _attempt(self, flags: int) -> Answer:
         """Ask the core. Caller holds the lock. Errors: InvalidRequest for a key of another namespace, or one block size
@@ -72,14 +76,18 @@ class Reservation:
         store, mover = self._store, self._mover
         flags = put.LATE if late else 0
         while answer[0] in (put.SHORT_QUOTA, put.SHORT_ENTRIES):  # each at most once
-            if answer[0] == put.SHORT_QUOTA:
-                _, is_short = store.quotas.room(self._number, answer[1])
-                if is_short and not late and (progress := mover.progress()) is not None:
-                    return answer, progress  # what is being moved now can go afterwards
-                flags |= put.PAST_QUOTA
-            else:
-                store.entries_room(answer[1], self._number)
-                flags |= put.PAST_ENTRIES
+            grip = self._leased()  # making room must not take away what this extends
+            try:
+                if answer[0] == put.SHORT_QUOTA:
+                    _, is_short = store.quotas.room(self._number, answer[1])
+                    if is_short and not late and (progress := mover.progress()) is not None:
+                        return answer, progress  # what is being moved now can go afterwards
+                    flags |= put.PAST_QUOTA
+                else:
+                    store.entries_room(answer[1], self._number)
+                    flags |= put.PAST_ENTRIES
+            finally:
+                grip.release()
             answer = self._attempt(flags)
         return answer, None if answer[0] == put.OK else mover.progress()
 
