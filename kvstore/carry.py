@@ -68,7 +68,7 @@ class Carry:
         if self._listing.step():
             self._left, self._listing = self._listing.ids, None
             return len(self._left) > 0 and self._read()
-        self._mover.wake()
+        self._mover.notice()
         return True
 
     def _next_ids(self) -> Ids:

@@ -166,11 +166,7 @@ class Mover(Space):
         future.add_done_callback(self.notice)
 
     def notice(self, _future: Future[Any] | None = None) -> None:
-        """A tier finished something: step soon."""
-        self.wake()
-
-    def wake(self) -> None:
-        """Step soon."""
+        """A tier finished something, or there is more to do: step soon."""
         self._wake.set()
 
     def settle_writes(self) -> None:
@@ -257,6 +253,8 @@ class Mover(Space):
         self.recency.step()
         if self._carry is not None and self._carry.step():
             self._end_carry(self._carry, now_us)
+        if self.sizes and self.far.usage().doubtful:
+            self._start_carry(next(iter(self.sizes)))
         self._start_writes(now_us)
         self._scrub.step(now_us, self._promoter.num_reads)
         if self._awaited and self.progress() is None:

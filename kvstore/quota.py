@@ -1,4 +1,5 @@
-"""Quotas: how many bytes the blocks of a namespace may take, and room within one by eviction of its own coldest."""
+"""Quotas: how many bytes the blocks of a namespace, or of all of a tenant's, may take, and room within one by eviction
+of its own coldest."""
 
 from __future__ import annotations
 
@@ -8,13 +9,16 @@ from kvstore.tiers.base import DurableTier
 
 
 class Quotas:
-    """What each namespace may hold, in slots and counted once for all tiers, reservations included. A far tier that
-    outlives the process keeps them. Caller holds the store's lock."""
+    """What each namespace and each tenant may hold, in slots and counted once for all tiers, reservations included. A
+    far tier that outlives the process keeps the namespaces'. Caller holds the store's lock."""
 
     def __init__(self, space: Space) -> None:
         self._space = space
         self._durable = space.far if isinstance(space.far, DurableTier) else None
         self._nbytes: dict[int, int] = dict(self._durable.quotas()) if self._durable is not None else {}
+        self._tenant_of: dict[int, str] = {}
+        self._tenants: dict[str, int] = {}
+        self._numbers: dict[str, int] = {"": 0}  # of tenants in the index
 
     def set(self, ns: int, nbytes: int) -> None:
         """From the next reservation on; 0 is no limit."""
@@ -36,23 +40,62 @@ class Quotas:
         """Bytes of all its blocks."""
         return int(self._space.index.num_blocks(ns)) * self._space.sizes[ns].slot_nbytes
 
+    def belongs(self, ns: int, tenant: str) -> None:
+        """Whose namespace it is; "" is nobody's."""
+        self._tenant_of[ns] = tenant
+        self._space.index.set_tenant(ns, self._number(tenant))
+
+    def limit_tenant(self, tenant: str, nbytes: int) -> None:
+        """What all namespaces of a tenant may hold together, from the next reservation on; 0 is no limit. Not kept."""
+        self._tenants[tenant] = nbytes
+        self._space.index.limit_tenant(self._number(tenant), nbytes)
+
+    def _number(self, tenant: str) -> int:
+        return self._numbers.setdefault(tenant, len(self._numbers))
+
     def room(self, ns: int, num_blocks: int) -> tuple[int, bool]:
-        """How many of `num_blocks` new blocks are within the quota, after eviction of the namespace's own coldest where
-        that is needed, and whether fewer could go than were to. One call looks at a bounded number of blocks
-        (csrc/c/evict.h)."""
-        quota_nbytes = self.quota_nbytes(ns)
-        if not quota_nbytes:
+        """How many of `num_blocks` new blocks are within the quotas of the namespace and of its tenant, after eviction
+        of the namespace's own coldest, then of the tenant's others, where that is needed, and whether fewer could go
+        than were to. One call looks at a bounded number of blocks of each namespace (csrc/c/evict.h)."""
+        num_blocks, is_short = self._within(self.quota_nbytes(ns), [ns], num_blocks)
+        if limit := self._tenant_nbytes(ns):
+            num_blocks, is_shorter = self._within(limit, self._family(ns), num_blocks)
+            is_short |= is_shorter
+        return num_blocks, is_short
+
+    def _tenant_nbytes(self, ns: int) -> int:
+        tenant = self._tenant_of.get(ns, "")
+        return self._tenants.get(tenant, 0) if tenant else 0
+
+    def _family(self, ns: int) -> list[int]:
+        """All namespaces of the same tenant, this one first."""
+        tenant = self._tenant_of[ns]
+        return [ns, *(other for other, owner in self._tenant_of.items() if owner == tenant and other != ns)]
+
+    def _within(self, quota_nbytes: int, family: list[int], num_blocks: int) -> tuple[int, bool]:
+        """As `room`, of one limit: new blocks are of the first namespace of `family`, which it is for."""
+        if not quota_nbytes or not num_blocks:
             return num_blocks, False
-        index, slot = self._space.index, self._space.sizes[ns].slot_nbytes
-        used, most = index.num_blocks(ns), quota_nbytes // slot
-        if used + num_blocks > most:
-            ahead = policy.spare_nbytes(quota_nbytes, slot) // slot
-            wanted = min(used, used + num_blocks - most + ahead)
-            _, groups = index.evict_namespace(ns, wanted, self._space.clock.time_s())
-            self._space.give_back(groups)
-        allowed = int(max(0, min(num_blocks, most - index.num_blocks(ns))))
-        return allowed, allowed < min(num_blocks, most)
+        index, sizes = self._space.index, self._space.sizes
+        slot = sizes[family[0]].slot_nbytes
+        wanted = num_blocks * slot
+        free = quota_nbytes - sum(map(self.used_nbytes, family))
+        excess = wanted - free + policy.spare_nbytes(quota_nbytes, slot) if wanted > free else 0
+        for ns in family:
+            if excess > 0:
+                before = self.used_nbytes(ns)
+                most = min(index.num_blocks(ns), -(-excess // sizes[ns].slot_nbytes))
+                _, groups = index.evict_namespace(ns, most, self._space.clock.time_s())
+                self._space.give_back(groups)
+                excess -= before - self.used_nbytes(ns)
+        free = quota_nbytes - sum(map(self.used_nbytes, family))
+        allowed = int(max(0, min(num_blocks, free // slot)))
+        return allowed, allowed < min(num_blocks, quota_nbytes // slot)
 
     def text(self, ns: int) -> str:
-        """Quota and use, for reasons."""
-        return f"quota_nbytes={self.quota_nbytes(ns)}, of which {self.used_nbytes(ns)} are used"
+        """Quotas and use, for reasons."""
+        text = f"quota_nbytes={self.quota_nbytes(ns)}, of which {self.used_nbytes(ns)} are used"
+        if limit := self._tenant_nbytes(ns):
+            used = sum(map(self.used_nbytes, self._family(ns)))
+            text += f"; tenant {self._tenant_of[ns]!r}: quota_nbytes={limit}, of which {used} are used"
+        return text

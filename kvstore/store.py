@@ -115,6 +115,13 @@ class BlockStore:
                 self.quotas.set(number, quota_nbytes)
         return Namespace(self, number, spec)
 
+    def limit_tenant(self, tenant: str, quota_nbytes: int) -> None:
+        """What the blocks of all namespaces of a tenant may take together, counted as a namespace's quota is; 0 is no
+        limit. Said anew in every run. A put over it evicts the tenant's own coldest blocks first."""
+        whole_number("quota_nbytes", quota_nbytes, 0, QUOTA_NBYTES_MAX)
+        with self.lock:
+            self.quotas.limit_tenant(tenant, quota_nbytes)
+
     def _next_number(self) -> int:
         taken = self._specs.keys() | self._unreadable
         if len(taken) >= NAMESPACES_MAX:
@@ -134,6 +141,7 @@ class BlockStore:
         self._specs[number] = spec
         self._numbers[spec.title] = number
         self.mover.define(number, Sizes(spec.block_nbytes, slot, spec.block_tokens), spec.shards)
+        self.quotas.belongs(number, spec.tenant)
         self.quotas.apply(number)
 
     def _recover(self, far: DurableTier) -> None:
@@ -198,7 +206,7 @@ class BlockStore:
     def why_full(self, ns: int, what: str) -> str:
         """Why new blocks of a namespace get no place: "memory", "index" or "quota" is full."""
         if what == "quota":
-            return f"over the namespace's quota, and nothing more of it can go: {self.quotas.text(ns)}"
+            return f"over the quota, and nothing more within it can go: {self.quotas.text(ns)}"
         if what == "index":
             return f"no free index entry: index.entries_max={self.index.counts()['entries_max']}"
         return f"no room in memory: host.nbytes={self.near_capacity} is leased or being written"

@@ -17,7 +17,6 @@ from kvstore.errors import InvalidRequest, KVStoreError
 Tokens = NDArray[np.uint32]
 Words = NDArray[np.uint64]
 Bytes = NDArray[np.uint8]
-Buffer = bytes | bytearray | memoryview | Bytes
 
 KEY_NBYTES = 32
 PAGE_NBYTES = 4096
@@ -132,16 +131,6 @@ def _joined(*parts: Tokens) -> Tokens:
     return joined
 
 
-def fill_payload(key: bytes, out: Buffer) -> None:
-    """Write the bytes that belong to the block `key` over the whole of `out`."""
-    fill_payloads(_one(key), _bytes(out)[None])
-
-
-def check_payload(key: bytes, block: Buffer) -> bool:
-    """Whether every byte of `block` is what fill_payload writes for `key`."""
-    return bool(check_payloads(_one(key), _bytes(block)[None])[0])
-
-
 def fill_payloads(keys: Bytes, out: Bytes) -> None:
     """Fill one block per row: keys uint8 (num_blocks, 32), out uint8 (num_blocks, nbytes).
 
@@ -218,16 +207,6 @@ def _pages(keys: Bytes, blocks: Bytes) -> tuple[Words, Bytes]:
 def _rest(masks: Words, nbytes: int) -> Bytes:
     """What belongs into the last, incomplete page of each block."""
     return (PATTERN ^ masks[:, -1:]).view(np.uint8)[:, :nbytes]
-
-
-def _one(key: bytes) -> Bytes:
-    if len(key) != KEY_NBYTES:
-        raise InvalidRequest(f"key must be {KEY_NBYTES} bytes, not {len(key)}")
-    return np.frombuffer(key, np.uint8)[None]
-
-
-def _bytes(buffer: Buffer) -> Bytes:
-    return np.frombuffer(buffer, np.uint8)
 
 
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)

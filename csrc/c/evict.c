@@ -179,8 +179,7 @@ static void drop(kv_index *index, uint32_t id, enum kv_reason reason) {
     if (parent != KV_NONE) kv_index_bare(index, parent);
     index->records[id].parent = KV_NONE;
     kv_set_state(index, id, KV_FREE, 1);
-    index->counts.num_entries--;
-    index->namespaces[index->records[id].ns].num_entries--;
+    kv_index_count(index, index->records[id].ns, -1);
     kv_index_give_id(index, id);
 }
 

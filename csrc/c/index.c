@@ -44,7 +44,8 @@ int kv_index_create(kv_index *index, uint32_t entries_max, const uint64_t seed[2
     index->writing = private_pages(writing_nbytes(index));
     index->ghosts = private_pages(KV_GHOSTS * sizeof(kv_ghost));
     index->namespaces = private_pages((KV_NAMESPACES_MAX + 1) * sizeof(kv_ns));
-    if (!index->links || !index->writing || !index->ghosts || !index->namespaces) {
+    index->tenants = private_pages((KV_NAMESPACES_MAX + 1) * sizeof(kv_tenant));
+    if (!index->links || !index->writing || !index->ghosts || !index->namespaces || !index->tenants) {
         kv_index_destroy(index);
         return -ENOMEM;
     }
@@ -70,6 +71,7 @@ void kv_index_destroy(kv_index *index) {
     if (index->writing) munmap(index->writing, writing_nbytes(index));
     if (index->ghosts) munmap(index->ghosts, KV_GHOSTS * sizeof(kv_ghost));
     if (index->namespaces) munmap(index->namespaces, (KV_NAMESPACES_MAX + 1) * sizeof(kv_ns));
+    if (index->tenants) munmap(index->tenants, (KV_NAMESPACES_MAX + 1) * sizeof(kv_tenant));
     munmap(index->header, index->header->total_nbytes);
     close(index->fd);
     index->header = NULL;
@@ -252,8 +254,7 @@ void kv_index_retire(kv_index *index, uint32_t id, enum kv_reason reason) {
     links->next = index->removed_head;
     index->removed_head = id;
     index->counts.num_removed++;
-    index->counts.num_entries--;
-    ns_of(index, id)->num_entries--;
+    kv_index_count(index, index->records[id].ns, -1);
 }
 
 /* ---- reservations ---- */
@@ -301,8 +302,7 @@ static uint32_t begin_one(kv_index *index, const uint8_t *key, uint32_t parent, 
     }
     kv_set_state(index, id, KV_WRITING, 0);
     hash_in(index, id, key);
-    index->counts.num_entries++;
-    index->namespaces[ns].num_entries++;
+    kv_index_count(index, ns, 1);
     return id;
 }
 
@@ -486,8 +486,7 @@ uint32_t kv_index_adopt(kv_index *index, const uint8_t *key, uint32_t parent, ui
     kv_set_state(index, id, KV_VALID, 0);
     hash_in(index, id, key);
     index->policy->demoted(index, id);
-    index->counts.num_entries++;
-    index->namespaces[ns].num_entries++;
+    kv_index_count(index, ns, 1);
     index->counts.num_far++;
     index->counts.far_nbytes += slot_nbytes(index, id);
     return id;

@@ -105,8 +105,14 @@ typedef struct {
     uint32_t num_entries; /* stored or being written */
     uint64_t spare_nbytes; /* near bytes that may be used on top of the capacity, so that evictions come in batches */
     uint32_t quota_end;    /* num_entries stays below it; 0: no limit */
+    uint32_t tenant;       /* whose it is: number in `tenants`; 0: nobody's */
     uint32_t cursor[2];   /* id + 1 behind which the walk of an order went on to look for its blocks; 0: from the cold end */
 } kv_ns;
+
+/* What the blocks of all namespaces of a tenant take, in slots, and may take; 0: no limit. */
+typedef struct {
+    uint64_t used_nbytes, limit_nbytes;
+} kv_tenant;
 
 typedef struct {
     uint64_t fingerprint;
@@ -139,6 +145,7 @@ typedef struct {
     kv_links *links;
     kv_ghost *ghosts;
     kv_ns *namespaces;
+    kv_tenant *tenants;       /* as many */
     uint32_t *writing;        /* ids in state WRITING, `counts.num_writing` long; place in it is links.access */
     uint32_t free_head;       /* list of freed ids through links.next */
     uint32_t ids_used;        /* ids below this were handed out at least once */
@@ -162,6 +169,14 @@ static inline pthread_mutex_t *kv_index_lock(const kv_index *index) {
 static inline void kv_index_unlock(pthread_mutex_t **lock) { pthread_mutex_unlock(*lock); }
 #define KV_AS_WRITER(index) \
     pthread_mutex_t *writer_lock_ __attribute__((cleanup(kv_index_unlock), unused)) = kv_index_lock(index)
+
+/* One entry of a namespace more, or (-1) less. */
+static inline void kv_index_count(kv_index *index, uint32_t ns, int change) {
+    kv_ns *space = &index->namespaces[ns];
+    index->counts.num_entries += (uint64_t)(int64_t)change;
+    space->num_entries += (uint32_t)change;
+    index->tenants[space->tenant].used_nbytes += (uint64_t)(int64_t)change * space->slot_nbytes;
+}
 
 static inline uint64_t kv_load_word(const uint8_t *bytes, int word) {
     uint64_t value;

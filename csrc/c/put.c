@@ -131,7 +131,17 @@ void kv_put_arrived(kv_put *put, uint64_t nbytes) {
 static enum kv_put_code allowed_blocks(const kv_put *put, const kv_wish *wish, kv_grant *grant, uint32_t *allowed) {
     const kv_index *index = put->index;
     const kv_ns *space = &index->namespaces[wish->ns];
+    const kv_tenant *tenant = &index->tenants[space->tenant];
     *allowed = grant->num_wanted;
+    if (tenant->limit_nbytes > 0) {
+        uint64_t free_nbytes =
+            tenant->limit_nbytes > tenant->used_nbytes ? tenant->limit_nbytes - tenant->used_nbytes : 0;
+        if (free_nbytes / space->slot_nbytes < *allowed) {
+            if (!(wish->flags & KV_PAST_QUOTA)) return KV_PUT_QUOTA;
+            *allowed = (uint32_t)(free_nbytes / space->slot_nbytes);
+            grant->why = KV_SHORT_QUOTA;
+        }
+    }
     if (space->quota_end > 0) {
         uint32_t left = space->quota_end > space->num_entries ? space->quota_end - 1 - space->num_entries : 0;
         if (left < *allowed) {

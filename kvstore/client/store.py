@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
@@ -14,19 +13,15 @@ from kvstore.errors import InvalidRequest, Unavailable
 from kvstore.namespace import NamespaceSpec
 from kvstore.v1 import kvstore_pb2 as pb
 
-MakeNamespace = Callable[[Link, NamespaceSpec, int | None, Callable[[], None]], RemoteNamespace]
-
 
 class RemoteStore:
     """A store of KV blocks in a daemon. `kvstore.connect` makes one; `namespace` gives the verbs.
 
-    Safe to use from several threads. `make_namespace` is what a namespace is made by: a client that shares the daemon's
-    memory hands in its own.
+    Safe to use from several threads.
     """
 
-    def __init__(self, link: Link, make_namespace: MakeNamespace = RemoteNamespace) -> None:
+    def __init__(self, link: Link) -> None:
         self.link = link
-        self._make = make_namespace
         self.is_open = True
 
     def _check_open(self) -> None:
@@ -41,7 +36,7 @@ class RemoteStore:
         if spec.tenant:
             raise InvalidRequest(f"tenant={spec.tenant!r}: the tenant is who the caller is")
         self._check_open()
-        namespace = self._make(self.link, spec, quota_nbytes, self._check_open)
+        namespace = RemoteNamespace(self.link, spec, quota_nbytes, self._check_open)
         try:
             namespace.open()
         except Unavailable:

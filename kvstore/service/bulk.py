@@ -56,11 +56,12 @@ class Bulk:
 
     def write(self, caller: Caller, requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
         """As the protocol says."""
-        header = _header(next(requests, b""))
-        opened = self._namespaces.get(caller, header.namespace, "write")
-        has_deadline = header.HasField("deadline_ms")
-        left_ms = remaining_ms(context, header.deadline_ms if has_deadline else None, self._limits.call_ms_max)
+        remaining_ms(context, None, self._limits.call_ms_max)  # a client that says nothing holds a thread until then
         with self._held.long_call():
+            header = _header(next(requests, b""))
+            opened = self._namespaces.get(caller, header.namespace, "write")
+            has_deadline = header.HasField("deadline_ms")
+            left_ms = remaining_ms(context, header.deadline_ms if has_deadline else None, self._limits.call_ms_max)
             keys, num_considered = self._considered(opened, header)
             deadline_ms = left_ms if has_deadline else None  # None: as the store is configured
             with opened.namespace.reserve(keys[:num_considered], header.shard, deadline_ms) as room:

@@ -53,6 +53,13 @@ class Calls:
         self._door.require_open()
         return self._gatekeeper.caller(context)
 
+    def admit(self, context: grpc.ServicerContext) -> Caller:
+        """Who calls; ends the call of somebody unknown, or while the server drains."""
+        try:
+            return self._admit(context)
+        except Exception as error:
+            self._refuse(context, error)
+
     def _refuse(self, context: grpc.ServicerContext, error: Exception) -> NoReturn:
         self._held.count("refused")
         refuse(context, error)

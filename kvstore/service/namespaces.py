@@ -51,6 +51,7 @@ class Namespaces:
         self._store = store
         self._life = int.from_bytes(os.urandom(6), "little") << NUMBER_BITS
         self._opened: dict[int, Opened] = {}
+        self._quotas: dict[str, int] = {}  # of tenants, as the store was told
         self._lock = threading.Lock()
 
     def open(self, caller: Caller, spec: NamespaceSpec, quota_nbytes: int | None) -> int:
@@ -61,9 +62,8 @@ class Namespaces:
         rule.require_namespace(spec.title)
         if quota_nbytes is not None:
             rule.require("admin")
-        elif rule.quota_nbytes:
-            quota_nbytes = int(rule.quota_nbytes)
         own = replace(spec, tenant=caller.tenant)
+        self._limit(caller)
         with self._lock:
             mine = {one.title for one in self._opened.values() if one.tenant == caller.tenant}
             if spec.title not in mine:
@@ -80,7 +80,15 @@ class Namespaces:
         if opened is None or opened.tenant != caller.tenant:
             raise Stale(f"namespace {handle:#x} is not open here; open it again")
         caller.rule.require_namespace(opened.title)
+        self._limit(caller)
         return opened
+
+    def _limit(self, caller: Caller) -> None:
+        """The tenant's quota is what its row says now: rows can change while it has namespaces open."""
+        quota_nbytes = int(caller.rule.quota_nbytes)
+        if caller.tenant and self._quotas.get(caller.tenant) != quota_nbytes:
+            self._store.limit_tenant(caller.tenant, quota_nbytes)
+            self._quotas[caller.tenant] = quota_nbytes
 
     def set_quota(self, caller: Caller, handle: int, quota_nbytes: int) -> None:
         """Errors: as `get`, and those of BlockStore.namespace."""

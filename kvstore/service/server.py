@@ -5,18 +5,19 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from kvstore.access import Access
 from kvstore.config import Config
+from kvstore.errors import LimitExceeded
 from kvstore.service.bulk import Bulk
-from kvstore.service.calls import Calls, Door
+from kvstore.service.calls import Calls, Door, refuse
 from kvstore.service.control import Admin, Control, Methods
 from kvstore.service.endpoints import add_tcp, add_unix
 from kvstore.service.identity import Gatekeeper
@@ -27,6 +28,7 @@ from kvstore.v1 import kvstore_pb2 as pb
 
 log = logging.getLogger("kvstore.service")
 
+REFLECTIONS_MAX = 2  # of the threads that are left for calls that hold nothing
 STORE, ADMIN = "kvstore.v1.KVStore", "kvstore.v1.Admin"
 OPTIONS = (
     ("grpc.max_send_message_length", -1),  # what is sent is cut by us
@@ -36,6 +38,25 @@ OPTIONS = (
     ("grpc.keepalive_time_ms", 30_000),  # a client whose machine is gone must not hold leases for ever
     ("grpc.keepalive_timeout_ms", 10_000),
 )
+
+
+class Reflection(reflection.ReflectionServicer):  # type: ignore[misc]
+    """The standard service, for callers that are known. Its streams have no deadline and may be silent: few at a time,
+    or they would hold every thread."""
+
+    def __init__(self, calls: Calls, names: Iterable[str]) -> None:
+        super().__init__(names)
+        self._calls, self._free = calls, threading.BoundedSemaphore(REFLECTIONS_MAX)
+
+    def ServerReflectionInfo(self, request_iterator: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
+        """As the standard says. RESOURCE_EXHAUSTED when REFLECTIONS_MAX are under way."""
+        self._calls.admit(context)
+        if not self._free.acquire(blocking=False):
+            refuse(context, LimitExceeded(f"{REFLECTIONS_MAX} reflection streams are under way"))
+        try:
+            yield from super().ServerReflectionInfo(request_iterator, context)
+        finally:
+            self._free.release()
 
 
 class Server:
@@ -72,7 +93,7 @@ class Server:
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (STORE, ADMIN, health.SERVICE_NAME, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, self._server)
+        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(Reflection(calls, names), self._server)
         self._say(health_pb2.HealthCheckResponse.NOT_SERVING)
 
     def _say(self, status: health_pb2.HealthCheckResponse.ServingStatus.ValueType) -> None:

@@ -68,6 +68,7 @@ class Usage:
     healthy: bool
     reason: str  # why not healthy; "" when it is
     facts: Mapping[str, str] = field(default_factory=dict)  # what else an operator has to know of this kind of tier
+    doubtful: bool = False  # some blocks would not outlive the process, whatever flush does: vacate names them first
 
 
 class Tier(Protocol):

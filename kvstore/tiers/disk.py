@@ -94,7 +94,7 @@ class DiskTier:
             log.warning("disk I/O runs on %d threads: io_uring is refused (%s)", io_threads, self._io.refusal)
         else:
             log.info("disk I/O runs on %s", self._io.kind)
-        self._journal = Journal(self._manifest, self._files.sync, self._cleaned, self._health.reported)
+        self._journal = Journal(self._manifest, self._files.sync, self._cleaned, self._health.reported, self._doubted)
         self._preparer = Preparer(self._table, self._lock, self._files, self._io.cancel)
 
     @property
@@ -204,7 +204,10 @@ class DiskTier:
                 "io_engine_reason": self._io.refusal,
                 "growth_reason": "" if table.absent_usable else self._preparer.refusal,
             }
-            return Usage(table.num_blocks, table.used_nbytes, table.capacity_nbytes, not reason, reason, facts)
+            doubtful = bool(table.doubtful)
+            return Usage(
+                table.num_blocks, table.used_nbytes, table.capacity_nbytes, not reason, reason, facts, doubtful
+            )
 
     def flush(self) -> Future[None]:
         """As the contract says. When the manifest or a segment cannot be made durable, the future has
@@ -213,8 +216,9 @@ class DiskTier:
         future.set_running_or_notify_cancel()
         with self._lock:
             if self._closed:
-                if self._health.not_durable:
-                    future.set_exception(Unavailable(f"disk tier: not durable: {self._health.not_durable}"))
+                reason = self._health.not_durable or ("a segment could not be synced" if self._table.doubtful else "")
+                if reason:
+                    future.set_exception(Unavailable(f"disk tier: not durable: {reason}"))
                 else:
                     future.set_result(None)
                 return future
@@ -351,6 +355,11 @@ class DiskTier:
         with self._lock:
             for segment in segments:
                 self._table.set_clean(segment)
+
+    def _doubted(self, segments: list[int]) -> None:
+        with self._lock:
+            for segment in segments:
+                self._table.doubt(segment)
 
     def _forget_writing(self, future: Future[Outcomes]) -> None:
         with self._lock:

@@ -47,12 +47,6 @@ class Health:
         with self._lock:
             return self._not_durable
 
-    @property
-    def num_under_way(self) -> int:
-        """Transfers that the device has not answered yet."""
-        with self._lock:
-            return self._num_under_way
-
     def reason(self) -> str:
         """Why the device is not to be used now; "" when it is."""
         now_us = self._clock_us()

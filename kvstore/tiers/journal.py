@@ -30,8 +30,9 @@ class Journal:
 
     `sync(segment)` makes a segment's data durable or raises OSError; `cleaned(segments)` hears which Clean
     changes are durable; `reported(commit, sync)` hears after each attempt what went wrong with the commit, which is
-    tried again, and with the data behind it, which is not; "" is nothing, None that there was none. All three are
-    called on the journal's thread without its lock.
+    tried again, and with the data behind it, which is not; "" is nothing, None that there was none. `doubted(segments)`
+    hears before that which of them a sync failed for: nothing more is named in them until they are cleaned. All four
+    are called on the journal's thread without its lock.
     """
 
     def __init__(
@@ -40,9 +41,10 @@ class Journal:
         sync: Callable[[int], None],
         cleaned: Callable[[list[int]], None],
         reported: Callable[[str, str | None], None],
+        doubted: Callable[[list[int]], None],
     ) -> None:
         self._manifest = manifest
-        self._sync, self._cleaned, self._reported = sync, cleaned, reported
+        self._sync, self._cleaned, self._reported, self._doubted = sync, cleaned, reported, doubted
         self._wake = threading.Condition()  # guards everything below
         self._changes: list[Change] = []
         self._nbytes = 0
@@ -50,7 +52,7 @@ class Journal:
         self._first_s = 0.0  # when the oldest of _changes came
         self._urgent = False
         self._closed = False
-        self._lost = ""  # a sync that failed and that no flush has heard of yet; the thread's own
+        self._lost: dict[int, str] = {}  # segment → why it could not be synced; until it is cleaned; the thread's own
         self._thread = threading.Thread(target=self._run, name="kvstore-manifest", daemon=True)
         self._thread.start()
 
@@ -65,8 +67,8 @@ class Journal:
             self._wake.notify()
 
     def flush(self, future: Future[None]) -> None:
-        """Finish `future` when every earlier change is durable. It gets Unavailable when the commit fails, or when
-        blocks were lost to a failed sync since the flush before."""
+        """Finish `future` when every earlier change is durable. It gets Unavailable when the commit fails, and as long
+        as there is a segment whose sync failed."""
         with self._wake:
             self._waiting.append(future)
             self._urgent = True
@@ -92,8 +94,7 @@ class Journal:
                 closed = self._closed
             reason = self._commit(changes)
             if waiting:
-                self._answer(waiting, reason or self._lost)
-                self._lost = ""
+                self._answer(waiting, reason or next(iter(self._lost.values()), ""))
             if closed:
                 return
             if reason and changes:
@@ -120,6 +121,8 @@ class Journal:
         else:
             cleaned = [change.segment for change in changes if isinstance(change, Clean)]
             changes.clear()
+            for segment in cleaned:
+                self._lost.pop(segment, None)
             if cleaned:
                 self._cleaned(cleaned)
         self._reported(reason, unsynced)
@@ -127,21 +130,23 @@ class Journal:
 
     def _sync_data(self, changes: list[Change]) -> str | None:
         """Sync every segment written to; None when there is none, else "" or what went wrong. Blocks of one that fails
-        never get a row: after a failed sync nobody knows what the device holds, and a second one that succeeds says
-        nothing about the first."""
-        lost, reason = set(), ""
-        written = sorted({change.segment for change in changes if isinstance(change, Put)})
+        never get a row, nor do those that were under way to it at the time: after a failed sync nobody knows what the
+        device holds, and a second one that succeeds says nothing about the first."""
+        failed: dict[int, str] = {}
+        written = sorted({change.segment for change in changes if isinstance(change, Put)} - self._lost.keys())
         for segment in written:
             try:
                 self._sync(segment)
             except OSError as error:
-                lost.add(segment)
-                reason = f"sync of segment {segment}: {error.strerror}"
-        if lost:
-            self._lost = reason
-            changes[:] = [change for change in changes if not (isinstance(change, Put) and change.segment in lost)]
-            log.error("%s: blocks just written there are lost at restart", reason)
-        return reason if written else None
+                failed[segment] = f"sync of segment {segment}: {error.strerror}"
+                log.error(
+                    "%s: blocks just written there are lost at restart until they are written anew", failed[segment]
+                )
+        self._lost |= failed
+        if failed:
+            self._doubted(list(failed))
+        changes[:] = [change for change in changes if not (isinstance(change, Put) and change.segment in self._lost)]
+        return next(iter(failed.values()), "") if written else None
 
     def _answer(self, waiting: list[Future[None]], reason: str) -> None:
         for future in waiting:  # running ones, which nobody can cancel

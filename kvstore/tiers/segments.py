@@ -90,6 +90,7 @@ class SegmentTable:
         self.opening = np.zeros(num_segments, dtype=np.int64)  # a segment's: the value of _num_opened at the time
         self._tail_pages = 0
         self._to_clean: list[int] = []
+        self.doubtful: set[int] = set()  # in which blocks live that a failed sync left without a row
         for segment in written:
             self._written[segment] = True
             self.state[segment] = State.FREE
@@ -191,11 +192,15 @@ class SegmentTable:
         emptied = is_sealed & (self.live_pages == 0)  # and free as soon as what is being written to it is done
         num_coming = len(self._free) + int(((self.state == State.CLEANING) | emptied).sum())
         num_coming += len(self._absent) if self.absent_usable else 0
-        if pages > self.geometry.pages_per_segment or (has_room and num_coming >= RESERVE_SEGMENTS_MIN):
+        if pages > self.geometry.pages_per_segment:
+            return None
+        if has_room and num_coming >= RESERVE_SEGMENTS_MIN and not self.doubtful:
             return None
         # Moving what lies in a segment without dead blocks would free nothing, again and again.
         filled = self.live_pages + self._waste_pages
         sealed = np.flatnonzero(is_sealed & ~emptied & (filled < self.geometry.pages_per_segment))
+        if self.doubtful:
+            sealed = np.array([segment for segment in self.doubtful if not emptied[segment]], dtype=np.int64)
         if sealed.size == 0:
             return None
         cheapest = int(sealed[np.argmin(self.live_pages[sealed])])
@@ -258,6 +263,13 @@ class SegmentTable:
         """The file of an open segment exists."""
         self._written[segment] = True
 
+    def doubt(self, segment: int) -> None:
+        """What lives in it has to be moved to where it can be made durable."""
+        if segment == self._open:
+            self._seal()
+        if self.state[segment] == State.SEALED:
+            self.doubtful.add(segment)
+
     def refuse_absent(self, segment: int | None) -> None:
         """The file system has no room: make do with the segments that exist, and leave `segment` if it is
         open."""
@@ -314,6 +326,7 @@ class SegmentTable:
         if self.state[segment] != State.SEALED or self.live_pages[segment] or self._num_writing[segment]:
             return
         self._blocks.pop(segment, None)
+        self.doubtful.discard(segment)
         self._num_waste_pages -= int(self._waste_pages[segment])
         self._waste_pages[segment] = 0
         self._num_sealed -= 1

@@ -176,7 +176,7 @@ def test_what_is_committed_while_a_reservation_waits_for_the_lock_is_not_evicted
         for first in range(10, 17):
             put(space, first)
 
-    space._lock = Interrupted(store.lock, meanwhile)
+    store.lock = Interrupted(store.lock, meanwhile)
     longer = space.reserve(chain(space, 1, 2, 3))
     store.check()
     assert longer.present == 1 and longer.wanted.tolist() == [1, 2]

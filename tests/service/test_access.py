@@ -98,6 +98,19 @@ def test_quota_and_number_of_namespaces_are_limits(served):
     assert connect("b").namespace(make_spec()).match(keys).num_blocks == 4
 
 
+def test_a_quota_is_for_all_namespaces_of_a_tenant_and_can_change(served):
+    inner, server, connect = served
+    row = {"name": "acme", "token_sha256": (digest("a"),)}
+    server.gatekeeper.replace(Access([Rule(**row, quota_nbytes=6 * BLOCK)]))
+    first, second = (connect("a").namespace(make_spec(salt=salt)) for salt in ("x", "y"))
+    put_chain(first, 4)
+    put_chain(second, 4)
+    assert inner.stats()["index"]["entries"] == 6
+    server.gatekeeper.replace(Access([Rule(**row, quota_nbytes=9 * BLOCK)]))
+    put_chain(first, 4, prompt=2)
+    assert inner.stats()["index"]["entries"] == 9
+
+
 def test_a_wrong_token_opens_nothing(served):
     _, _, connect = served
     for call in (lambda s: s.namespace(make_spec()), lambda s: s.stats(), lambda s: s.link.capabilities):

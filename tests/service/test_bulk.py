@@ -278,3 +278,29 @@ def test_many_clients_at_a_time_get_right_bytes(remote: Way, ns):
         thread.join()
     assert wrong == [] and wait_for(lambda: idle(remote))
     assert remote.server.held.counts()["sent_nbytes"] == 6 * 15 * 8 * BLOCK
+
+
+@pytest.mark.parametrize(
+    "path", ["/kvstore.v1.KVStore/Write", "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"]
+)
+@pytest.mark.parametrize("timeout", [None, 30])
+def test_clients_that_say_nothing_do_not_hold_every_thread(tmp_path: Path, path: str, timeout: float | None):
+    with ExitStack() as stack:
+        way = open_way("remote", tmp_path, stack, serve={"threads": 8})
+        ns = way.store.namespace(make_spec())
+        channel = stack.enter_context(way.raw())
+        silence = threading.Event()
+        stack.callback(silence.set)
+
+        def nothing():
+            silence.wait(60)
+            return
+            yield b""
+
+        silent = [channel.stream_stream(path)(nothing(), timeout=timeout) for _ in range(16)]
+        keys = chain(ns, 2)
+        for _ in range(20):
+            assert ns.match(keys).num_blocks == 0 and not way.store.link.circuit.is_open
+        for call in silent:
+            call.cancel()
+        assert wait_for(lambda: idle(way) and ns.put(keys, payload(keys)).stored + ns.match(keys).num_blocks >= 2)

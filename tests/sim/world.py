@@ -273,6 +273,7 @@ class World:
         self.store.check()
         assert self.store.near.arena.check() == 0
         mover, index = self.store.mover, self.store.index
+        mover.reap()  # far places that came free in the core wait there for the next step
         under_way = sum(len(write.ids) * mover.sizes[write.ns].slot_nbytes for write in mover._writes)
         carry_ = mover._carry
         if carry_ is not None and carry_._writing is not None:

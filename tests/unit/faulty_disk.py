@@ -140,6 +140,11 @@ class FaultyDisk:
         num_blocks, out = self.ns.get(keys, deadline_ms=deadline_ms)
         return num_blocks == len(keys) and all_right(keys, list(out[:num_blocks]))
 
+    def named(self) -> list[Any]:
+        """Entries that the manifest has: what a start would find."""
+        manifest = self.tier._manifest
+        return [entry for segment in manifest.segments() for row in manifest.rows(segment)[0] for entry in row.entries]
+
     @property
     def disk(self) -> dict[str, Any]:
         return self.store.stats()["tiers"]["disk"]

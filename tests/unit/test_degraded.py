@@ -89,10 +89,14 @@ def test_data_that_cannot_be_made_durable(disk, caplog):
         assert not disk.store.flush(60_000)
     assert "sync of segment" in disk.rests() and os.strerror(EIO) in disk.disk["reason"]
     disk.serves_from_memory(10)
+    assert not disk.ns.make_durable(lost[0], 100)
     disk.sync_errno = 0
     disk.recovers()
-    assert all(disk.is_right(keys) for keys in lost)  # of this run: only a restart would miss them
-    assert disk.store.flush(60_000)
+    assert all(disk.is_right(keys) for keys in lost)
+    wait_until(lambda: disk.store.flush(60_000))  # no flush was True before all of it was written anew
+    named = {entry["key"].tobytes() for entry in disk.named()}
+    assert all(key.tobytes() in named for keys in lost for key in keys)
+    assert all(disk.is_right(keys) and disk.ns.make_durable(keys, 60_000) for keys in lost)
     assert (said(caplog, "at rest: .* failures in a row"), said(caplog, "can be made durable again")) == (1, 1)
 
 
@@ -254,9 +258,12 @@ def test_somebody_who_asks_all_the_time_does_not_put_off_the_next_attempt(tmp_pa
 
     asking = threading.Thread(target=ask)
     asking.start()
-    wait_until(lambda: num_looks >= 2)
-    stop.set()
-    asking.join()
+    try:
+        wait_until(lambda: num_looks >= 2)
+    finally:
+        stop.set()
+        asking.join()
+    assert num_looks >= 2
     disk.close()
 
 

@@ -4,7 +4,10 @@ import threading
 
 import numpy as np
 import pytest
+import store_helpers
+from store_helpers import make_spec
 
+import kvstore
 from kvstore._core import index as core
 from kvstore._core import put
 from kvstore._core.arena import Arena
@@ -209,3 +212,20 @@ def test_threads_reserve_commit_abandon_and_remove_side_by_side():
         assert all(reason != core.REMOVED for reason, _ in bench.index.ghosts(keys))
     bench.path.reap()
     bench.check()
+
+
+def test_a_put_that_waits_for_room_needs_what_it_extends_leased_once(tmp_path):
+    """With a table of one group of leases: held while it waits, and again by the core, there would be none left."""
+    config = kvstore.Config(
+        host={"nbytes": 8 << 20},
+        disk={"path": tmp_path, "nbytes": 512 << 20},
+        index={"entries_max": 4096, "leases_max": 64},
+    )
+    with kvstore.open(config) as store:
+        ns = store.namespace(make_spec(block_nbytes=1 << 20))
+        for prompt in range(30):
+            for num_blocks in (1, 7):
+                keys = store_helpers.chain(ns, num_blocks, prompt)
+                result = ns.put(keys, store_helpers.payload(keys, 1 << 20), deadline_ms=60_000)
+                assert result.stored + result.present == num_blocks
+        assert store.leases.used == 0

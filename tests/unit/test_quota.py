@@ -199,3 +199,54 @@ def test_a_quota_holds_over_a_real_disk_and_over_a_restart(tmp_path):
         store.namespace(make_spec(), quota_nbytes=0)
     with kvstore.open(config) as store:
         assert store.stats()["namespaces"]["tiny"]["quota_nbytes"] == 0
+
+
+def test_a_tenant_has_one_quota_for_all_its_namespaces():
+    store = make_store(64)
+    first, second = (store.namespace(make_spec(tenant="acme", salt=salt)) for salt in ("a", "b"))
+    other = store.namespace(make_spec(tenant="beta", salt="a"))
+    store.limit_tenant("acme", 10 * BLOCK)
+    kept = put_chain(other, 12)
+    put_chain(first, 6, 1)
+    put_chain(second, 4, 2)
+    newest = put_chain(second, 3, 3)  # of its own coldest first
+    assert [ns_blocks(store, ns) for ns in (first, second)] == [6, 4]
+    put_chain(second, 9, 4)  # and then of the tenant's others
+    assert [ns_blocks(store, ns) for ns in (first, second)] == [1, 9]
+    assert stored(second, newest) == 0 and stored(other, kept) == 12
+    keys = chain(second, 12, 5)
+    result = second.put(keys, payload(keys))
+    assert (result.stored, set(result.rejected)) == (10, {10, 11})
+    assert "tenant 'acme': quota_nbytes=655360, of which 655360 are used" in result.rejected[10]
+    store.limit_tenant("acme", 0)
+    assert put_chain(first, 12, 6) is not None
+    store.check()
+    store.close()
+
+
+def test_both_quotas_hold():
+    store = make_store(64)
+    small, large = (store.namespace(make_spec(tenant="acme", salt=salt)) for salt in ("a", "b"))
+    store.namespace(make_spec(tenant="acme", salt="a"), quota_nbytes=4 * BLOCK)
+    store.limit_tenant("acme", 8 * BLOCK)
+    for prompt in range(4):
+        put_chain(small, 3, prompt)
+        put_chain(large, 3, prompt)
+        assert ns_blocks(store, small) <= 4 and ns_blocks(store, small) + ns_blocks(store, large) <= 8
+    store.close()
+
+
+def test_room_for_what_extends_a_stored_prefix_needs_that_leased_once():
+    store = make_store(64, leases_max=64)  # one group of leases
+    ns = store.namespace(make_spec(), quota_nbytes=8 * BLOCK)
+    old = put_chain(ns, 3, prompt=1)
+    put_chain(ns, 5)
+    longer = chain(ns, 8)
+    result = ns.put(longer, payload(longer))
+    assert (result.stored, result.present) == (3, 5) and stored(ns, old) == 0
+    assert store.leases.used == 0
+    store.close()
+
+
+def ns_blocks(store, ns):
+    return store.index.num_blocks(ns.number)

@@ -203,6 +203,24 @@ cdef class Index:
         self._index.namespaces[ns].quota_end = end
         pthread_mutex_unlock(&self._index.lock)
 
+    def set_tenant(self, uint16_t ns, uint16_t tenant):
+        """Whose namespace it is, while it has no blocks; 0 is nobody's."""
+        kv_index_lock(&self._index)
+        empty = self._index.namespaces[ns].num_entries == 0
+        if empty:
+            self._index.namespaces[ns].tenant = tenant
+        pthread_mutex_unlock(&self._index.lock)
+        if not empty:
+            raise InvalidRequest(f"namespace {ns} has blocks")
+
+    def limit_tenant(self, uint16_t tenant, uint64_t nbytes):
+        """What all blocks of a tenant, those being written included, may take in slots; 0: no limit."""
+        self._index.tenants[tenant].limit_nbytes = nbytes if tenant else 0
+
+    def tenant_nbytes(self, uint16_t tenant):
+        """What they take."""
+        return self._index.tenants[tenant].used_nbytes
+
     def num_blocks(self, ns):
         """Blocks of a namespace that are stored or being written."""
         return self._index.namespaces[<uint16_t>ns].num_entries

@@ -40,6 +40,9 @@ cdef extern from "index.h" nogil:
         uint32_t quota_end
         uint32_t all_parts
         uint32_t num_entries
+        uint32_t tenant
+    ctypedef struct kv_tenant:
+        uint64_t used_nbytes, limit_nbytes
     ctypedef struct kv_order:
         uint64_t length
     ctypedef struct kv_counts:
@@ -53,6 +56,7 @@ cdef extern from "index.h" nogil:
         kv_record *records
         kv_links *links
         kv_ns *namespaces
+        kv_tenant *tenants
         uint32_t entries_max
         uint32_t ids_used
         uint32_t clock
