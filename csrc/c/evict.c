@@ -56,6 +56,7 @@ void kv_evict_drain(kv_index *index) {
         uint32_t head = atomic_load_explicit(&shared->touch_head, memory_order_acquire);
         uint32_t tail = atomic_load_explicit(&shared->touch_tail, memory_order_relaxed);
         if (head - tail > KV_TOUCHES) tail = head - KV_TOUCHES; /* a client wrote rubbish */
+        if (head - tail > index->tables[i]->touches_max) head = tail + index->tables[i]->touches_max;
         while (tail != head) {
             uint32_t ids[CHAINS_SIDE_BY_SIDE], num_ids = 0;
             while (tail != head && num_ids < CHAINS_SIDE_BY_SIDE)
@@ -86,6 +87,12 @@ static void sieve_fill(kv_sieve *sieve, const uint32_t *ids, uint32_t num_ids) {
     }
 }
 
+/* Leases in this group do not count: its client was told. */
+static int is_revoked(const kv_table *table, uint32_t group) {
+    return table->revoked != NULL && table->revoked[group] != 0 &&
+           table->revoked[group] == atomic_load_explicit(&table->turns[group].turn, memory_order_relaxed);
+}
+
 void kv_evict_leased(const kv_index *index, const uint32_t *ids, uint32_t num_ids, uint8_t *leased) {
     kv_sieve sieve;
     sieve_fill(&sieve, ids, num_ids);
@@ -95,6 +102,10 @@ void kv_evict_leased(const kv_index *index, const uint32_t *ids, uint32_t num_id
         uint32_t top = atomic_load_explicit(&shared->groups_top, memory_order_relaxed);
         if (top > index->tables[t]->num_groups) top = index->tables[t]->num_groups;
         for (uint32_t entry = 0; entry < top * KV_GROUP; entry++) {
+            if (entry % KV_GROUP == 0 && is_revoked(index->tables[t], entry / KV_GROUP)) {
+                entry += KV_GROUP - 1;
+                continue;
+            }
             uint32_t id = atomic_load_explicit(&shared->lease[entry], memory_order_relaxed) - 1;
             uint32_t hash = sieve_hash(id);
             if (!(sieve.bits[hash >> 22] >> (hash >> 16 & 63) & 1)) continue;

@@ -20,24 +20,41 @@ static void *private_pages(size_t nbytes) {
 static size_t links_nbytes(const kv_index *index) { return (size_t)index->entries_max * sizeof(kv_links); }
 static size_t writing_nbytes(const kv_index *index) { return (size_t)index->entries_max * sizeof(uint32_t); }
 
+/* Sizes and offsets of an index of so many records; what is random, and what changes, is zero. */
+static kv_header header_of(uint32_t entries_max) {
+    kv_header header = {.magic = KV_INDEX_MAGIC, .abi = KV_INDEX_ABI, .entries_max = entries_max};
+    header.num_buckets = (uint64_t)((double)entries_max / (KV_BUCKET_SLOTS * LOAD)) + 1;
+    header.buckets_offset = HEADER_NBYTES;
+    header.records_offset = HEADER_NBYTES + header.num_buckets * sizeof(kv_bucket);
+    header.total_nbytes = header.records_offset + (uint64_t)entries_max * sizeof(kv_record);
+    return header;
+}
+
+int kv_header_is_valid(const kv_header *header, uint64_t nbytes) {
+    if (header->magic != KV_INDEX_MAGIC || header->abi != KV_INDEX_ABI || header->entries_max >= KV_NONE) return 0;
+    kv_header wanted = header_of((uint32_t)header->entries_max);
+    return header->num_buckets == wanted.num_buckets && header->buckets_offset == wanted.buckets_offset &&
+           header->records_offset == wanted.records_offset && header->total_nbytes == wanted.total_nbytes &&
+           wanted.total_nbytes == nbytes;
+}
+
 int kv_index_create(kv_index *index, uint32_t entries_max, const uint64_t seed[2]) {
     memset(index, 0, sizeof *index);
+    kv_header header = header_of(entries_max);
     index->entries_max = entries_max;
-    index->num_buckets = (uint64_t)((double)entries_max / (KV_BUCKET_SLOTS * LOAD)) + 1;
-    size_t records_offset = HEADER_NBYTES + index->num_buckets * sizeof(kv_bucket);
-    size_t total = records_offset + (size_t)entries_max * sizeof(kv_record);
+    index->num_buckets = header.num_buckets;
+    size_t total = header.total_nbytes;
     index->fd = memfd_create("kvstore-index", MFD_CLOEXEC | MFD_ALLOW_SEALING);
     if (index->fd < 0) return -errno;
     if (ftruncate(index->fd, (off_t)total) != 0) goto failed;
     uint8_t *region = mmap(NULL, total, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, index->fd, 0);
     if (region == MAP_FAILED) goto failed;
     index->header = (kv_header *)region;
-    *index->header = (kv_header){.magic = KV_INDEX_MAGIC, .abi = 1, .entries_max = entries_max,
-                                 .num_buckets = index->num_buckets, .seed = {seed[0], seed[1]},
-                                 .buckets_offset = HEADER_NBYTES, .records_offset = records_offset,
-                                 .total_nbytes = total};
+    header.seed[0] = seed[0];
+    header.seed[1] = seed[1];
+    *index->header = header;
     index->buckets = (kv_bucket *)(region + HEADER_NBYTES);
-    index->records = (kv_record *)(region + records_offset);
+    index->records = (kv_record *)(region + header.records_offset);
     index->seed0 = seed[0];
     index->seed1 = seed[1];
     index->links = private_pages(links_nbytes(index));

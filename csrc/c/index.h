@@ -62,11 +62,14 @@ typedef struct {
 _Static_assert(sizeof(kv_bucket) == 64, "a bucket is one cache line");
 
 #define KV_INDEX_MAGIC 0x3178646e49766bULL /* "kvIndx1" */
+#define KV_INDEX_ABI 2
 typedef struct {
     uint64_t magic, abi;
     uint64_t entries_max, num_buckets;
     uint64_t seed[2];                     /* random per index: keys come from clients */
     uint64_t buckets_offset, records_offset, total_nbytes;
+    uint8_t boot[16];                     /* random per index: a client tells by it that its daemon is another one */
+    _Atomic uint64_t closed;              /* 1: the owner ended in good order; look nothing up any more */
 } kv_header;
 
 /* Writer-private, one per record. While WRITING, `prev` holds the parts that are out in a reservation and `next`
@@ -215,6 +218,9 @@ int kv_index_create(kv_index *index, uint32_t entries_max, const uint64_t seed[2
 void kv_index_destroy(kv_index *index);
 /* Bytes of metadata per entry at full load: records, buckets and private links. */
 double kv_index_nbytes_per_entry(const kv_index *index);
+
+/* Is this, at the start of a region of `nbytes`, the header of an index of this version that fits into it? */
+int kv_header_is_valid(const kv_header *header, uint64_t nbytes);
 
 /* Exact lookup for the writer: the id in whatever state but FREE and REMOVED, or KV_NONE. */
 uint32_t kv_index_find(const kv_index *index, const uint8_t *key);

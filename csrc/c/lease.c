@@ -6,30 +6,20 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#define KV_LEASE_MAGIC 0x317365737361654cULL
-
 int kv_table_create(kv_table *table, uint32_t entries_max) {
     memset(table, 0, sizeof *table);
-    table->num_groups = (entries_max + KV_GROUP - 1) / KV_GROUP;
-    table->groups_free = table->num_groups;
-    table->nbytes = sizeof(kv_leases) + (size_t)table->num_groups * KV_GROUP * sizeof(uint32_t);
+    uint32_t num_groups = (entries_max + KV_GROUP - 1) / KV_GROUP;
+    table->nbytes = kv_table_nbytes(num_groups);
     table->fd = memfd_create("kvstore-leases", MFD_CLOEXEC | MFD_ALLOW_SEALING);
     if (table->fd < 0 || ftruncate(table->fd, (off_t)table->nbytes) != 0) goto failed;
     void *region = mmap(NULL, table->nbytes, PROT_READ | PROT_WRITE, MAP_SHARED, table->fd, 0);
     if (region == MAP_FAILED) goto failed;
     table->shared = region;
-    table->group_next = malloc(table->num_groups * sizeof(uint32_t));
-    if (table->group_next == NULL) {
-        munmap(region, table->nbytes);
-        close(table->fd);
-        return -ENOMEM;
-    }
-    for (uint32_t group = 0; group < table->num_groups; group++)
-        table->group_next[group] = group + 1 < table->num_groups ? group + 1 : KV_NONE;
     table->shared->magic = KV_LEASE_MAGIC;
-    table->shared->entries_max = table->num_groups * KV_GROUP;
-    pthread_mutex_init(&table->lock, NULL);
-    return 0;
+    table->shared->entries_max = num_groups * KV_GROUP;
+    int code = kv_table_adopt(table, num_groups);
+    if (code < 0) kv_table_destroy(table);
+    return code;
 failed: {
     int error = errno;
     if (table->fd >= 0) close(table->fd);
@@ -37,11 +27,25 @@ failed: {
 }
 }
 
+int kv_table_adopt(kv_table *table, uint32_t num_groups) {
+    pthread_mutex_init(&table->lock, NULL);
+    table->group_next = malloc(((size_t)num_groups + 1) * sizeof(uint32_t));
+    if (table->group_next == NULL) return -ENOMEM;
+    table->num_groups = table->groups_free = num_groups;
+    table->touches_max = KV_TOUCHES;
+    table->free_head = num_groups > 0 ? 0 : KV_NONE;
+    table->turns = (kv_turn *)(table->shared->lease + (size_t)num_groups * KV_GROUP);
+    for (uint32_t group = 0; group < num_groups; group++)
+        table->group_next[group] = group + 1 < num_groups ? group + 1 : KV_NONE;
+    return 0;
+}
+
 void kv_table_destroy(kv_table *table) {
     if (table->shared == NULL) return;
     munmap(table->shared, table->nbytes);
-    close(table->fd);
+    if (table->fd >= 0) close(table->fd);
     free(table->group_next);
+    free(table->revoked);
     pthread_mutex_destroy(&table->lock);
     table->shared = NULL;
 }
@@ -60,6 +64,8 @@ static uint32_t take_groups(kv_table *table, uint32_t wanted, uint32_t *head) {
     for (uint32_t group = table->free_head; taken < wanted && group != KV_NONE; group = table->group_next[group]) {
         last = group;
         if (group >= top) top = group + 1;
+        uint32_t turn = atomic_load_explicit(&table->turns[group].turn, memory_order_relaxed);
+        atomic_store_explicit(&table->turns[group].turn, turn + 1, memory_order_relaxed);
         taken++;
     }
     if (taken == 0) {
@@ -246,6 +252,18 @@ void kv_lease_release(kv_table *table, kv_held *held) {
     held->group = KV_NONE;
     held->num_blocks = held->num_near = 0;
     pthread_mutex_unlock(&table->lock);
+}
+
+int kv_lease_intact(const kv_table *table, const kv_held *held) {
+    /* Pairs with the release of `revoked`: what overwrote the bytes came after it. */
+    atomic_thread_fence(memory_order_acquire);
+    for (uint32_t group = held->group; group != KV_NONE; group = table->group_next[group]) {
+        const kv_turn *turn = &table->turns[group];
+        if (atomic_load_explicit(&turn->revoked, memory_order_relaxed) ==
+            atomic_load_explicit(&turn->turn, memory_order_relaxed))
+            return 0;
+    }
+    return 1;
 }
 
 void kv_lease_ids(const kv_table *table, const kv_held *held, uint32_t *ids) {

@@ -23,14 +23,29 @@ typedef struct {
     _Atomic uint32_t touch_tail; /* next to read: the writer's */
     uint64_t reserved[5];
     uint32_t touch[KV_TOUCHES]; /* ids of the deepest block of each access; lossy when full */
-    _Atomic uint32_t lease[];   /* id + 1, or 0 */
+    _Atomic uint32_t lease[];   /* id + 1, or 0; behind the last one a kv_turn for each group */
 } kv_leases;
+
+/* A lease of another process may be taken away when it is held for too long (revocation): its client finds that out
+ * after it has copied, by `revoked`. Each time a group is taken it has another `turn`. */
+typedef struct {
+    _Atomic uint32_t turn;    /* the client's; raised before the first lease of a turn */
+    _Atomic uint32_t revoked; /* the owner's: the turn that it revoked last */
+} kv_turn;
+
+#define KV_LEASE_MAGIC 0x327365737361654cULL
+static inline size_t kv_table_nbytes(uint32_t num_groups) {
+    return sizeof(kv_leases) + (size_t)num_groups * (KV_GROUP * sizeof(uint32_t) + sizeof(kv_turn));
+}
 
 /* A process's handle: `shared` plus the client's private free list of groups. */
 struct kv_table {
     kv_leases *shared;
+    kv_turn *turns;
     uint32_t num_groups, groups_free, free_head;
+    uint32_t touches_max; /* brought into the order by one drain */
     uint32_t *group_next;
+    uint32_t *revoked; /* the owner's own copy of each turn's `revoked`, which the client cannot write; NULL: none was */
     size_t nbytes;
     int fd;
     uint64_t num_acquires, num_keys, num_held, num_near; /* of counted acquires, for the owner's statistics */
@@ -52,6 +67,8 @@ enum kv_stop {
 
 int kv_table_create(kv_table *table, uint32_t entries_max); /* 0 or -errno */
 void kv_table_destroy(kv_table *table);
+/* The private half of a table whose shared half is mapped already. 0 or -ENOMEM. */
+int kv_table_adopt(kv_table *table, uint32_t num_groups);
 
 /* Lease the leading VALID blocks of `keys`; a block of another namespace than `ns` (KV_NONE: of any) is a miss. Lock-free
  * towards the writer. `counted`: add it to the counters (a retry is not counted again). */
@@ -62,6 +79,8 @@ void kv_lease_acquire(const kv_index *index, kv_table *table, uint32_t ns, const
 int kv_lease_hold(kv_table *table, const uint32_t *ids, uint32_t num_ids, kv_held *held);
 void kv_lease_release(kv_table *table, kv_held *held);
 void kv_lease_ids(const kv_table *table, const kv_held *held, uint32_t *ids);
+/* Whether all of these leases have held until now. What was copied under them is good only if they have. */
+int kv_lease_intact(const kv_table *table, const kv_held *held);
 uint32_t kv_lease_touches(const kv_table *table); /* waiting in the ring */
 /* Entries in use (whole groups). */
 uint32_t kv_lease_used(const kv_table *table);

@@ -1,11 +1,13 @@
 #include "memory.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #ifndef MADV_POPULATE_WRITE
@@ -14,6 +16,7 @@
 #ifndef MFD_HUGETLB
 #define MFD_HUGETLB 0x0004U
 #endif
+#define BOTH (PROT_READ | PROT_WRITE)
 #define PREFAULT_NBYTES ((size_t)64 << 20)
 
 /* First line of a small file of the kernel's that starts with `prefix`; what follows it, as a number. */
@@ -93,12 +96,12 @@ static int map_hugetlb(kv_memory *memory) {
 }
 
 /* Reserve an address range that starts on a chunk, then map into it. */
-static int map_aligned(kv_memory *memory, int flags, int fd) {
+static int map_aligned(kv_memory *memory, int flags, int fd, int protection) {
     size_t span = memory->nbytes + KV_CHUNK_NBYTES;
     uint8_t *range = mmap(NULL, span, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (range == MAP_FAILED) return -errno;
     uintptr_t start = ((uintptr_t)range + KV_CHUNK_NBYTES - 1) & ~(uintptr_t)(KV_CHUNK_NBYTES - 1);
-    uint8_t *base = mmap((void *)start, memory->nbytes, PROT_READ | PROT_WRITE, flags | MAP_FIXED, fd, 0);
+    uint8_t *base = mmap((void *)start, memory->nbytes, protection, flags | MAP_FIXED, fd, 0);
     if (base == MAP_FAILED) {
         int error = errno;
         munmap(range, span);
@@ -114,7 +117,7 @@ static int map_aligned(kv_memory *memory, int flags, int fd) {
 static int map_memfd(kv_memory *memory) {
     memory->fd = memfd_create("kvstore-arena", MFD_CLOEXEC | MFD_ALLOW_SEALING);
     if (memory->fd < 0) return -errno;
-    int code = ftruncate(memory->fd, (off_t)memory->nbytes) != 0 ? -errno : map_aligned(memory, MAP_SHARED, memory->fd);
+    int code = ftruncate(memory->fd, (off_t)memory->nbytes) != 0 ? -errno : map_aligned(memory, MAP_SHARED, memory->fd, BOTH);
     if (code < 0) {
         close(memory->fd);
         memory->fd = -1;
@@ -131,7 +134,7 @@ static int took_huge_pages(kv_memory *memory, const char *field) {
 
 static int map_private_thp(kv_memory *memory) {
     memory->fd = -1;
-    if (map_aligned(memory, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1) < 0) return 0;
+    if (map_aligned(memory, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, BOTH) < 0) return 0;
     if (took_huge_pages(memory, "AnonHugePages:")) return 1;
     munmap(memory->base, memory->nbytes);
     return 0;
@@ -168,6 +171,20 @@ int kv_memory_map(kv_memory *memory, size_t nbytes, int shared, int base_pages, 
     memory->pages = KV_PAGES_BASE;
     if (base_pages) snprintf(memory->reason, sizeof memory->reason, "4 KiB pages were asked for");
     return map_memfd(memory);
+}
+
+int kv_memory_adopt(kv_memory *memory, size_t nbytes, int fd, int writable) {
+    memset(memory, 0, sizeof *memory);
+    memory->fd = -1;
+    memory->nbytes = nbytes;
+    memory->pages = KV_PAGES_BASE;
+    struct stat status;
+    int seals = fcntl(fd, F_GET_SEALS);
+    if (seals < 0 || !(seals & F_SEAL_SHRINK) || fstat(fd, &status) != 0 || (uint64_t)status.st_size < nbytes)
+        return -EPROTO;
+    int code = map_aligned(memory, MAP_SHARED, fd, PROT_READ | (writable ? PROT_WRITE : 0));
+    if (code == 0) madvise(memory->base, nbytes, MADV_HUGEPAGE); /* where the owner got huge pages, map them as such */
+    return code;
 }
 
 void kv_memory_unmap(kv_memory *memory) {

@@ -29,6 +29,8 @@ typedef struct {
 /* Map `nbytes` rounded up to chunks. `shared`: other processes must be able to map it. `base_pages`: 4 KiB pages even
  * where larger could be had. 0, or -errno; -ENOMEM when `*available` bytes are all that can be had. */
 int kv_memory_map(kv_memory *memory, size_t nbytes, int shared, int base_pages, uint64_t *available);
+/* Map the region of another process, which must not be able to shrink. `fd` is duplicated. 0, or -errno. */
+int kv_memory_adopt(kv_memory *memory, size_t nbytes, int fd, int writable);
 void kv_memory_unmap(kv_memory *memory);
 /* Touch every page, a part at a time, until done or `stop`. 0, or -errno. */
 int kv_memory_prefault(kv_memory *memory);

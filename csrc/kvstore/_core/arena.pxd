@@ -12,6 +12,7 @@ cdef extern from "memory.h" nogil:
         uint64_t prefaulted_nbytes
         int stop
     int kv_memory_map(kv_memory *memory, size_t nbytes, int shared, int base_pages, uint64_t *available)
+    int kv_memory_adopt(kv_memory *memory, size_t nbytes, int fd, int writable)
     void kv_memory_unmap(kv_memory *memory)
     int kv_memory_prefault(kv_memory *memory)
 

@@ -26,21 +26,25 @@ cdef class Arena:
     """`nbytes` of memory (rounded up to 2 MiB) in the largest pages that can be had, cut into slots as asked.
 
     `shared`: other processes must be able to map it. `base_pages`: 4 KiB pages whatever could be had. Places are slot
-    offsets in units of 4 KiB. Allocation is for one thread at a time. Errors: InvalidRequest for a size out of range,
+    offsets in units of 4 KiB. With `fd` it is the arena of another process, which alone gives out places of it; it can
+    be written to if it is `writable`. Errors: InvalidRequest for a size out of range,
     Unavailable when the memory cannot be had (says how much is there).
     """
 
-    def __cinit__(self, nbytes, *, bint shared=False, bint base_pages=False):
+    def __cinit__(self, nbytes, *, bint shared=False, bint base_pages=False, int fd=-1, bint writable=False):
         cdef uint64_t available = 0
         cdef int code
         if isinstance(nbytes, bool) or not isinstance(nbytes, int) or not 1 <= nbytes <= ARENA_NBYTES_MAX:
             raise InvalidRequest(f"arena nbytes={nbytes!r} is not an integer between 1 and {ARENA_NBYTES_MAX}")
-        code = kv_memory_map(&self._memory, nbytes, shared, base_pages, &available)
+        if fd >= 0:
+            code = kv_memory_adopt(&self._memory, nbytes, fd, writable)
+        else:
+            code = kv_memory_map(&self._memory, nbytes, shared, base_pages, &available)
         if code < 0:
             raise Unavailable(
                 f"{nbytes} bytes of memory cannot be had ({os.strerror(-code)}; {available} bytes are available)"
             )
-        if kv_slots_create(&self._slots, self._memory.nbytes) < 0:
+        if kv_slots_create(&self._slots, self._memory.nbytes if fd < 0 else 0) < 0:
             kv_memory_unmap(&self._memory)
             raise Unavailable(f"no memory for the slots of an arena of {nbytes} bytes")
         self._open = True

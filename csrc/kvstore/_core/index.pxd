@@ -3,9 +3,13 @@ from kvstore._core.records cimport *
 ctypedef void (*marker)(kv_index *, const uint32_t *, uint32_t, uint8_t *) noexcept nogil
 
 
-cdef class Index:
-    # Owns the index's memory. Every method but `match` is the writer's: the caller holds the store's lock.
+cdef class IndexView:
     cdef kv_index _index
+
+
+cdef class Index(IndexView):
+    # Owns the index's memory. Every method but `match` is the writer's: the caller holds the store's lock, which keeps
+    # the steps of a caller together; the index's own lock keeps single calls apart, also those of other threads.
     cdef bint _open
     cdef list _tables           # keeps the attached tables alive as long as evictions scan them
     cdef kv_freed _freed        # scratch of the evicting methods; one writer, so one is enough

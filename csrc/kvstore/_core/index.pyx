@@ -50,7 +50,24 @@ cdef uint32_t[::1] _u32(object array):
         return np.ascontiguousarray(array, dtype=np.uint32)
 
 
-cdef class Index:
+cdef class IndexView:
+    """What a reader sees of an index, in this process or another."""
+
+    def match(self, keys, int ns=-1):
+        """(leading blocks stored, leading ones of them near, near ones in all). Protects nothing.
+
+        `ns`: a block of another namespace than this one is a miss; -1: of any.
+        """
+        cdef Py_buffer view
+        cdef uint32_t near = 0, near_total = 0, matched
+        keys_of(keys, &view)
+        matched = kv_index_match(&self._index, <uint32_t>ns, <const uint8_t *>view.buf,
+                                 <uint32_t>(view.len // KV_KEY_NBYTES), &near, &near_total)
+        PyBuffer_Release(&view)
+        return matched, near, near_total
+
+
+cdef class Index(IndexView):
     """An index of at most `entries_max` blocks (memory is taken as it is used).
 
     Errors: InvalidRequest for a size out of range, Unavailable when the memory cannot be had.
@@ -91,19 +108,6 @@ cdef class Index:
         return 0
 
     # ---- reading ----
-
-    def match(self, keys, int ns=-1):
-        """(leading blocks stored, leading ones of them near, near ones in all). Protects nothing.
-
-        `ns`: a block of another namespace than this one is a miss; -1: of any.
-        """
-        cdef Py_buffer view
-        cdef uint32_t near = 0, near_total = 0, matched
-        keys_of(keys, &view)
-        matched = kv_index_match(&self._index, <uint32_t>ns, <const uint8_t *>view.buf,
-                                 <uint32_t>(view.len // KV_KEY_NBYTES), &near, &near_total)
-        PyBuffer_Release(&view)
-        return matched, near, near_total
 
     def find(self, keys, int ns=-1):
         """Ids of stored or reserved keys (`ns`: of this namespace), NONE where there is none; uint32 (n,)."""

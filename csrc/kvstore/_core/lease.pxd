@@ -1,11 +1,11 @@
-from kvstore._core.index cimport Index, keys_of
+from kvstore._core.index cimport Index, IndexView, keys_of
 from kvstore._core.records cimport *
 
 
 cdef class LeaseTable:
     # One client's leases; scanned by the index it is attached to.
     cdef kv_table _table
-    cdef Index _index
+    cdef IndexView _index
     cdef bint _open
 
 

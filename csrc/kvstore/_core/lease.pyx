@@ -50,6 +50,12 @@ cdef class Grip:
             return True
         return <uint8_t>kv_record_word(&index.records[view[self.num_near]]) == VALID
 
+    @property
+    def intact(self):
+        """Whether nothing of it was revoked until now: what was copied before is good. Leases of this process never
+        are."""
+        return kv_lease_intact(&self._table._table, &self._held)
+
     def near_places(self):
         """Places of the leading near blocks as they are now, uint32 (num,)."""
         cdef uint32_t i, num = self._held.num_blocks
@@ -66,18 +72,20 @@ cdef class Grip:
 cdef class LeaseTable:
     """One client's leases on blocks of `index`: `entries_max` blocks at a time, in groups of 64.
 
-    Errors: InvalidRequest for a size out of range, LimitExceeded over 256 tables, Unavailable without memory.
+    With `fd` it is the table that another process, the owner of the index, made for this one. Errors: InvalidRequest for
+    a size out of range, LimitExceeded over 256 tables, Unavailable without memory or for an `fd` that is no table.
     """
 
-    def __cinit__(self, Index index not None, entries_max):
+    def __cinit__(self, IndexView index not None, entries_max=KV_GROUP, int fd=-1):
         if not KV_GROUP <= entries_max <= 1 << 24:
             raise InvalidRequest(f"leases_max={entries_max} is not between {KV_GROUP} and {1 << 24}")
-        cdef int code = kv_table_create(&self._table, entries_max)
+        cdef int code = kv_table_create(&self._table, entries_max) if fd < 0 else kv_table_map(&self._table, fd)
         if code < 0:
             raise Unavailable(f"no memory for {entries_max} leases: {os.strerror(-code)}")
         self._open = True
         self._index = index
-        index.attach(&self._table, self)
+        if fd < 0:
+            (<Index?>index).attach(&self._table, self)
 
     def __dealloc__(self):
         if self._open:
@@ -112,7 +120,7 @@ cdef class LeaseTable:
     def hold(self, ids):
         """A Grip on reserved ids, so that nobody is given their places while it lives; the caller holds the store's
         lock. Errors: LimitExceeded when the table has no room for all of them."""
-        cdef uint32_t[::1] view = self._index._ids(ids)
+        cdef uint32_t[::1] view = (<Index?>self._index)._ids(ids)
         cdef uint32_t none = 0
         cdef Grip grip = Grip.__new__(Grip)
         cdef uint32_t num_ids = <uint32_t>view.shape[0]
@@ -142,4 +150,4 @@ cdef class LeaseTable:
     @property
     def entries_max(self):
         """Blocks that can be leased at a time."""
-        return self._table.shared.entries_max
+        return self._table.num_groups * KV_GROUP

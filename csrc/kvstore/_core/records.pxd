@@ -12,6 +12,7 @@ cdef extern from "index.h" nogil:
     enum: KV_KEY_NBYTES
     enum: KV_SHARDS_MAX
     enum: KV_NAMESPACES_MAX
+    enum: KV_TABLES_MAX
     enum kv_reason:
         KV_NEVER
         KV_WAS_EVICTED
@@ -51,7 +52,11 @@ cdef extern from "index.h" nogil:
         uint64_t evicted_near, evicted_far, dropped_unwritten, spared
     ctypedef struct kv_table
     ctypedef struct kv_policy
+    ctypedef struct kv_header:
+        uint8_t *boot
+        uint64_t closed
     ctypedef struct kv_index:
+        const kv_header *header
         pthread_mutex_t lock
         kv_record *records
         kv_links *links
@@ -127,6 +132,7 @@ cdef extern from "lease.h" nogil:
         uint32_t entries_max
     ctypedef struct kv_table:
         kv_leases *shared
+        uint32_t num_groups
         uint64_t num_acquires, num_keys, num_held, num_near
     enum kv_stop:
         KV_STOP_END
@@ -139,6 +145,7 @@ cdef extern from "lease.h" nogil:
                           uint32_t num_keys, int counted, kv_held *held)
     int kv_lease_hold(kv_table *table, const uint32_t *ids, uint32_t num_ids, kv_held *held)
     void kv_lease_release(kv_table *table, kv_held *held)
+    int kv_lease_intact(const kv_table *table, const kv_held *held)
     void kv_lease_ids(const kv_table *table, const kv_held *held, uint32_t *ids)
     uint32_t kv_lease_touches(const kv_table *table)
     uint32_t kv_lease_used(const kv_table *table)
@@ -170,3 +177,8 @@ cdef extern from "evict.h" nogil:
     void kv_carry_mark(kv_index *index, const uint32_t *ids, uint32_t num_ids, uint8_t *marked) noexcept
     void kv_carry_unmark(kv_index *index, const uint32_t *ids, const uint32_t *places, const uint8_t *written,
                          uint32_t num_ids, uint8_t *kept)
+
+cdef extern from "shared.h" nogil:
+    int kv_index_map(kv_index *index, int fd)
+    void kv_index_unmap(kv_index *index)
+    int kv_table_map(kv_table *table, int fd)

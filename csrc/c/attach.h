@@ -1,0 +1,75 @@
+/* The daemon's end of the attach socket: one thread that never needs an interpreter.
+ *
+ * It hands out descriptors of the shared memory and serves reservations and commits by the calls of put.h. Tickets say who
+ * may do what; the control plane issues them. What it cannot do by itself (promotions, room that waits for a write-back,
+ * quotas) it asks of the store by a bounded queue, which `kv_attach_wait` and `kv_attach_take` are the other end of.
+ *
+ * A client is untrusted: of its memory only the lease table is ever read here, each value once and bounded; ids and places
+ * never come from it. What it holds is given back when its process is dead (pidfd), not before: a process without a
+ * connection may still be reading and writing.
+ */
+#ifndef KV_ATTACH_H
+#define KV_ATTACH_H
+
+#include <sys/types.h>
+
+#include "attach_wire.h"
+#include "put.h"
+
+typedef struct {
+    uint32_t clients_max, clients_per_process_max;
+    uint32_t leases_max;           /* of one client */
+    uint32_t reservations_max;     /* of one client */
+    uint64_t reserved_nbytes_max;  /* of one client */
+    uint32_t lease_ttl_ms;         /* then a lease may be revoked */
+    uint32_t reservation_ttl_ms;   /* then its blocks are undone; the slots stay its own */
+    uint32_t put_wait_ms;          /* the longest wait for room before unwritten blocks are dropped */
+} kv_attach_limits;
+
+typedef struct {
+    uint64_t num_clients, num_silent;      /* silent: without a connection, and not dead yet */
+    uint64_t num_accepted, num_refused, num_malformed, num_reclaimed;
+    uint64_t num_reservations, reserved_nbytes, num_revoked, num_expired;
+    uint64_t num_reserved, num_committed, num_waits;
+} kv_attach_counts;
+
+enum kv_help_kind { KV_HELP_PROMOTE = 1, KV_HELP_ROOM = 2, KV_HELP_QUOTA = 3, KV_HELP_ENTRIES = 4 };
+
+/* What the store is asked for. Room, quota and entries are answered by kv_attach_helped, promotions are not. */
+typedef struct {
+    enum kv_help_kind kind;
+    uint16_t ns;
+    uint32_t client;     /* whose request waits, */
+    uint64_t turn;       /* and which of its requests */
+    uint32_t num_blocks; /* room, quota and entries for so many; keys of a promotion */
+    uint32_t deadline_ms;
+    uint8_t *keys;       /* a promotion's; the taker frees it */
+} kv_help;
+
+typedef struct kv_attach kv_attach;
+
+/* `listening` is a bound SOCK_SEQPACKET socket, which it owns from now on; put, its index and the arena outlive it. Seals
+ * the index and the arena. NULL with errno. */
+kv_attach *kv_attach_create(int listening, kv_put *put, int arena_fd, uint64_t arena_nbytes,
+                            const kv_attach_limits *limits);
+/* Serve until kv_attach_stop; the thread's body. */
+void kv_attach_serve(kv_attach *attach);
+/* End serving and waiting; from any thread. Connections close, what clients hold is given back: they were told by the
+ * index's `closed`. */
+void kv_attach_stop(kv_attach *attach);
+/* After kv_attach_serve and every kv_attach_wait have returned. */
+void kv_attach_destroy(kv_attach *attach);
+
+/* A ticket for one use within `ttl_ms` by a process of user `uid`. 0, or -ENOSPC when too many are out. */
+int kv_attach_issue(kv_attach *attach, const uint8_t *ticket, uid_t uid, uint16_t ns, uint32_t rights, uint32_t ttl_ms);
+
+/* Wait until the store is asked for something: 1, or 0 at the end. */
+int kv_attach_wait(kv_attach *attach);
+/* Take one request: 1, or 0 when there is none. */
+int kv_attach_take(kv_attach *attach, kv_help *help);
+/* The request that waits goes on with these kv_put_flags in addition. */
+void kv_attach_helped(kv_attach *attach, uint32_t client, uint64_t turn, uint32_t flags);
+
+void kv_attach_read_counts(kv_attach *attach, kv_attach_counts *counts);
+
+#endif

@@ -1,0 +1,105 @@
+/* One client of the attach socket, as the daemon sees it. For the files of the attach server only. */
+#ifndef KV_ATTACH_SESSION_H
+#define KV_ATTACH_SESSION_H
+
+#include "attach.h"
+#include "shared.h"
+
+#define KV_OPENED_MAX 64 /* namespaces of one client */
+
+typedef struct {
+    uint32_t number; /* the client's name for it; 0: unused */
+    uint16_t ns;
+    uint8_t shard, is_expired;
+    uint32_t num_ids;
+    uint32_t *ids;
+    uint64_t *words; /* state words, as they were at first */
+    uint64_t nbytes;
+    int64_t expires_us;
+} kv_reservation;
+
+/* A request that waits for room; one at most, as a client waits for its answer. */
+typedef struct {
+    int is_waiting, is_ready;
+    uint64_t turn;
+    uint32_t flags; /* kv_put_flag */
+    int64_t deadline_us;
+    size_t nbytes;
+    kv_held held; /* what it extends, in the server's own table */
+} kv_parked;
+
+typedef struct {
+    uint32_t ns, rights;
+} kv_opened_ns;
+
+typedef struct {
+    int is_used, fd, pidfd; /* fd: -1 when silent */
+    uid_t uid;
+    pid_t pid;
+    int is_admitted, has_arena;
+    kv_table table;
+    uint32_t *seen_turn; /* of each group at the last look, and since when it was that */
+    int64_t *since_us;
+    kv_reservation *reservations;
+    uint32_t num_reservations, last_reservation;
+    uint64_t reserved_nbytes;
+    kv_opened_ns opened[KV_OPENED_MAX];
+    uint32_t num_opened;
+    kv_parked parked;
+    uint8_t *request; /* KV_REQUEST_NBYTES_MAX; kept while it is parked */
+} kv_client;
+
+typedef struct {
+    uint8_t secret[KV_TICKET_NBYTES];
+    uid_t uid;
+    uint16_t ns;
+    uint16_t rights; /* 0: unused */
+    int64_t expires_us;
+} kv_ticket;
+
+#define KV_TICKETS_MAX 1024
+#define KV_HELP_MAX 256
+
+struct kv_attach {
+    kv_put *put;
+    kv_index *index;
+    kv_attach_limits limits;
+    int listening, epoll, wake, arena_fd, arena_read_fd;
+    uint64_t arena_nbytes;
+    kv_table table; /* for what reservations extend, while they are made */
+    kv_client *clients;
+    uint8_t *reply;                 /* scratch of the serving thread, as are the next ones */
+    uint8_t plan[KV_ATTACH_KEYS_MAX];
+    uint32_t ids[KV_ATTACH_KEYS_MAX], places[KV_ATTACH_KEYS_MAX];
+    int64_t looked_us;
+    uint64_t turns;
+    pthread_mutex_t lock; /* what is below, and `parked.flags` and `is_ready`; taken last */
+    pthread_cond_t asked;
+    int is_stopping;
+    kv_ticket tickets[KV_TICKETS_MAX];
+    kv_help help[KV_HELP_MAX];
+    uint32_t help_head, help_tail;
+    kv_attach_counts counts;
+};
+
+int64_t kv_now_us(void);
+
+/* Begin with a connected client; 0 or -errno. */
+int kv_session_begin(kv_attach *attach, kv_client *client, int fd);
+/* Serve one datagram of `nbytes` in client->request. 0, or -1: the connection has to end. */
+int kv_session_serve(kv_attach *attach, kv_client *client, ssize_t nbytes);
+/* Try again what waits for room. As kv_session_serve. */
+int kv_session_retry(kv_attach *attach, kv_client *client, int64_t now_us);
+/* The connection is over; what the client holds stays. */
+void kv_session_silence(kv_attach *attach, kv_client *client);
+/* The process is dead, or said that it is done: everything goes back. */
+void kv_session_end(kv_attach *attach, kv_client *client);
+/* Undo reservations and revoke leases whose time is up. */
+void kv_session_look(kv_attach *attach, kv_client *client, int64_t now_us);
+
+/* Ask the store; -1 when the queue is full. Takes `help->keys`, or leaves them when it is full. */
+int kv_attach_ask(kv_attach *attach, const kv_help *help);
+/* Use up a ticket: its rights (0: there is no such ticket for this user), and the namespace. */
+uint32_t kv_attach_redeem(kv_attach *attach, const uint8_t *secret, uid_t uid, uint16_t *ns);
+
+#endif
