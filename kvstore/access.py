@@ -18,8 +18,8 @@ from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError
 
 from kvstore.errors import AccessDenied, ConfigInvalid, LimitExceeded
 
-Verb = Literal["read", "write", "remove", "stats", "admin"]
-VERBS: tuple[Verb, ...] = ("read", "write", "remove", "stats", "admin")
+Verb = Literal["read", "write", "remove", "stats", "admin", "attach"]
+VERBS: tuple[Verb, ...] = ("read", "write", "remove", "stats", "admin", "attach")
 NAMESPACES_MAX = 64
 TENANTS_MAX = 10_000
 

@@ -131,10 +131,15 @@ class Store(_Wrapper):
 
 
 def connect(
-    target: str, *, token: str | None = None, tls: bool | Mapping[str, str] | None = None, timeout_ms: float = 2_000
+    target: str,
+    *,
+    token: str | None = None,
+    tls: bool | Mapping[str, str] | None = None,
+    timeout_ms: float = 2_000,
+    attach: bool = True,
 ) -> Store:
     """As kvstore.connect; it does not wait for anything, so it is no coroutine."""
-    return Store(connect_store(target, token=token, tls=tls, timeout_ms=timeout_ms), _pool())
+    return Store(connect_store(target, token=token, tls=tls, timeout_ms=timeout_ms, attach=attach), _pool())
 
 
 async def open(config: Config | None = None) -> Store:

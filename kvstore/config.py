@@ -67,10 +67,6 @@ class Host(_Section):
         default="background",
         description="When the arena's pages are taken from the system: while serving, before it, or at use.",
     )
-    shared: bool = Field(
-        default=False,
-        description="Whether the arena lies in a memory file that other processes can be given.",
-    )
 
 
 class Disk(_Section):

@@ -14,6 +14,7 @@ from typing import Any
 from kvstore.access import Access
 from kvstore.config import Config
 from kvstore.embedded import open as open_store
+from kvstore.embedded import open_shared
 from kvstore.errors import KVStoreError
 from kvstore.metrics import Metrics
 from kvstore.probes import Probes
@@ -54,11 +55,11 @@ class Daemon:
         if probes is not None:
             stack.callback(probes.close)
             probes.listen(serve.metrics or "")  # alive before the store is there, ready after
-        store = open_store(self._config)
+        store = open_shared(self._config) if serve.attach and serve.socket else open_store(self._config)
         stack.callback(store.close, CLOSE_FLUSH_MS)
         main = threading.get_ident()
         server = Server(store, self._config, version("kvstore"), lambda: signal.pthread_kill(main, signal.SIGTERM))
-        self._stats.watch(lambda: server.stats(store))
+        self._stats.watch(server.stats)
         server.start()
         stack.callback(server.drain, serve.drain_ms)
         if probes is not None:
@@ -87,6 +88,8 @@ class Daemon:
         if access is not None:
             server.gatekeeper.replace(access)
         store.put_wait_ms = fresh.mover.put_wait_ms
+        if server.attaching is not None:
+            server.attaching.set_wait(fresh.mover.put_wait_ms)
         waiting = [key for key in changed(self._config, fresh) if key not in RELOADABLE]
         log.info("reloaded; %s", f"for a restart: {', '.join(waiting)}" if waiting else "everything is in force")
 

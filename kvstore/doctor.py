@@ -35,7 +35,7 @@ class Finding:
 
 def examine(config: Config, root: Path = Path("/")) -> list[Finding]:
     """Look at everything that a store of this configuration meets. `root`: where /proc and /sys are."""
-    huge = [_shared_pages(root) if config.host.shared else _private_pages(root)]
+    huge = [_shared_pages(root) if config.serve.attach else _private_pages(root)]
     found = [*huge, _memory(config, root), _swap(root), _nodes(root), _sha(root), _descriptors()]
     return [*found, _io_uring(root), *_disk(config)] if config.disk.nbytes else found
 

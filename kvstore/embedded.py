@@ -66,10 +66,10 @@ def _disk(config: Config) -> tuple[Tier | None, str | None]:
     return tier, folder
 
 
-def _memory(config: Config) -> HostTier:
+def _memory(config: Config, *, shared: bool) -> HostTier:
     nbytes = config.host.nbytes
     try:
-        return HostTier(nbytes + nbytes // policy.SPARE_SHARE, shared=config.host.shared)
+        return HostTier(nbytes + nbytes // policy.SPARE_SHARE, shared=shared)
     except KVStoreError as error:
         raise Unavailable(f"host.nbytes={nbytes}: {error}") from error
 
@@ -81,11 +81,19 @@ def open(config: Config | None = None) -> BlockStore:
     ConfigInvalid, Unavailable (memory or device cannot be had; says how much is there), LimitExceeded. Nothing stays
     behind then.
     """
-    config = Config.load() if config is None else config
+    return _open(Config.load() if config is None else config, shared=False)
+
+
+def open_shared(config: Config) -> BlockStore:
+    """As `open`, over memory that other processes can map."""
+    return _open(config, shared=True)
+
+
+def _open(config: Config, *, shared: bool) -> BlockStore:
     if not isinstance(config, Config):
         raise InvalidRequest(f"config={config!r:.80} is not a kvstore.Config; Config.load(path) reads a file")
     with ExitStack() as undo:
-        near = _memory(config)
+        near = _memory(config, shared=shared)
         undo.callback(near.close)
         far, folder = _disk(config)
         if folder is not None:

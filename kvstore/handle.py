@@ -20,6 +20,7 @@ from kvstore.copying import Located
 from kvstore.errors import InvalidRequest, LimitExceeded, Unavailable
 from kvstore.lease import Lease
 from kvstore.namespace import NamespaceSpec
+from kvstore.putting import fill_and_commit
 from kvstore.reservation import Reservation
 from kvstore.room import Grant, Room
 from kvstore.tiers.base import Places
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
     from kvstore._core.arena import Arena, Window
     from kvstore._core.lease import Grip
     from kvstore.store import BlockStore
-
-PREFIX_GONE = "the blocks before it are not stored any more"
 
 
 class Namespace:
@@ -247,22 +246,7 @@ class Namespace:
         start = whole_number("start", start, 0, len(keys))
         sources = self.locate(blocks, layout, block_ids, writable=False).require(len(keys) - start)
         grant = self._reserve(keys, shard, deadline_ms)
-        mine = grant.ids
-        if not len(mine):
-            return PutResult(0, grant.present, grant.rejected)
-        if grant.positions[0] < start:  # what this was to extend has left the store since the caller looked
-            self.abandon_later(mine, shard)
-            self.settle()
-            return PutResult(0, grant.present, {i: PREFIX_GONE for i in range(grant.present, len(keys))})
-        try:
-            chosen = grant.positions - start if len(mine) < sources.num_blocks else None
-            self.copy_in(grant.places, shard, sources, chosen)
-        except BaseException:
-            self.abandon_later(mine, shard)
-            self.settle()
-            raise
-        lost = self.commit(mine, shard)
-        return PutResult(len(mine) - lost, grant.present, grant.rejected)
+        return fill_and_commit(self, grant, sources, start=start, shard=shard, num_keys=len(keys))
 
     def remove(self, keys: Keys) -> int:
         """Remove these blocks and every stored block that extends one of them; returns how many went."""

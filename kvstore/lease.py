@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,21 @@ from kvstore.errors import LeaseExpired
 if TYPE_CHECKING:
     from kvstore._core.arena import Window
     from kvstore._core.lease import Grip
-    from kvstore.handle import Namespace
+    from kvstore.copying import Located
+    from kvstore.tiers.base import Places
+
+
+class Lending(Protocol):
+    """Whoever has the blocks that a lease is on."""
+
+    def read_window(self, places: Places, on_release: Callable[[], None]) -> Window:
+        """Read-only views of leased blocks."""
+
+    def locate(self, other: Any, layout: BlockLayout | None, block_ids: Any, *, writable: bool) -> Located:
+        """The caller's memory, checked."""
+
+    def copy_out(self, places: Places, out: Located) -> None:
+        """Copy leased blocks out."""
 
 
 class Lease:
@@ -28,9 +43,7 @@ class Lease:
 
     __slots__ = ("_grip", "_namespace", "_num_keys", "_window", "load_us", "num_blocks", "num_promoted", "pending")
 
-    def __init__(
-        self, namespace: Namespace, grip: Grip, num_keys: int, load_us: int = 0, num_promoted: int = 0
-    ) -> None:
+    def __init__(self, namespace: Lending, grip: Grip, num_keys: int, load_us: int = 0, num_promoted: int = 0) -> None:
         self._namespace = namespace
         self._grip: Grip | None = grip
         self._window: Window | None = None
@@ -72,11 +85,21 @@ class Lease:
         `block_ids` (num_blocks,) says in which row of the tensors each block goes. Errors: InvalidRequest for a wrong
         shape, LeaseExpired after release.
         """
-        places = self._held().near_places()[: self.num_blocks]
+        grip = self._held()
+        places = grip.near_places()[: self.num_blocks]
         found = self._namespace.locate(out, layout, block_ids, writable=True)
         found = found.require_room(self.num_blocks) if layout is None else found.require(self.num_blocks)
         self._namespace.copy_out(places, found)
+        if not grip.intact:
+            raise LeaseExpired("this lease was held for too long and taken away: the copy may have other blocks' bytes")
         return self.num_blocks
+
+    @property
+    def is_intact(self) -> bool:
+        """Whether the blocks have stayed where they were until now; what was read through views before is good then.
+        A lease of this process's own store always is; one of an attached process that was held over the daemon's
+        serve.lease_ms_max may have been taken away. LeaseExpired after release."""
+        return self._held().intact
 
     def release(self) -> None:
         """Let go of the blocks (of those still visible through a view: when the last such view dies). Idempotent."""

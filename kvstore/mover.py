@@ -251,6 +251,8 @@ class Mover(Space):
         if self.far is None:
             return
         self.recency.step()
+        self.collect()
+        self.index.tell_readers(self.far_is_well, int(self.put.arriving_nbytes), int(self.read_bandwidth.nbytes_per_s))
         if self._carry is not None and self._carry.step():
             self._end_carry(self._carry, now_us)
         if self.sizes and self.far.usage().doubtful:

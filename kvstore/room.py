@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ from kvstore.tiers.base import Places
 if TYPE_CHECKING:
     from kvstore._core.arena import Window
     from kvstore._core.lease import Grip
-    from kvstore.handle import Namespace
+    from kvstore.copying import Located
 
 BUSY_REASON = "being written by another reservation"
 
@@ -32,13 +32,38 @@ class Grant(NamedTuple):
     rejected: Mapping[int, str]  # the others: position and reason
 
 
+class Granting(Protocol):
+    """Whoever gave the grant."""
+
+    def locate(self, other: Any, layout: BlockLayout | None, block_ids: Any, *, writable: bool) -> Located:
+        """The caller's memory, checked."""
+
+    def part_window(self, places: Places, shard: int, on_release: Callable[[], None]) -> Window:
+        """Writable views of one shard's parts of reserved blocks."""
+
+    def copy_in(self, places: Places, shard: int, blocks: Located, chosen: NDArray[np.intp] | None) -> None:
+        """Copy one shard's parts into reserved blocks."""
+
+    def hold(self, ids: Ids) -> Grip:
+        """Leases on reserved blocks, whatever becomes of the reservation."""
+
+    def commit(self, ids: Ids, shard: int) -> int:
+        """Make them count; how many had been undone before."""
+
+    def abandon_later(self, ids: Ids, shard: int) -> None:
+        """Note that they were left; from any thread, holding whatever lock."""
+
+    def settle(self) -> None:
+        """Undo what was noted."""
+
+
 class Ending:
     """What has to happen when the last view of a room is gone. Apart from the room, so that no cycle keeps both alive;
     called from wherever the last reference dies, so it only leaves notes."""
 
     __slots__ = ("abandoned", "grip", "ids", "namespace", "shard")
 
-    def __init__(self, namespace: Namespace, ids: Ids, shard: int) -> None:
+    def __init__(self, namespace: Granting, ids: Ids, shard: int) -> None:
         self.namespace, self.ids, self.shard = namespace, ids, shard
         self.abandoned = False
         self.grip: Grip | None = None
@@ -59,7 +84,7 @@ class Room:
     Nobody may write through a view after the commit.
     """
 
-    def __init__(self, namespace: Namespace, shard: int, grant: Grant) -> None:
+    def __init__(self, namespace: Granting, shard: int, grant: Grant) -> None:
         self._namespace, self._shard = namespace, shard
         self.wanted, self._ids, self._places, self.present, self.rejected = grant
         self._ending = Ending(namespace, self._ids, shard)

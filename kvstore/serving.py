@@ -24,6 +24,17 @@ class Serve(Section):
         description='Unix socket for this user\'s processes; "" for none.',
         json_schema_extra={"allowed": 'a path, or "" for none'},
     )
+    attach: bool = Field(
+        default=True,
+        description="Whether this user's processes may map the memory, to look up and read without a call.",
+    )
+    clients_max: int = Field(default=64, ge=1, le=240, description="Processes that may be attached at a time.")
+    leases_max: int = Field(
+        default=16_384, ge=64, le=1 << 20, description="Blocks that one attached process may lease at a time."
+    )
+    lease_ms_max: int = Field(
+        default=60_000, ge=10, le=3_600_000, description="After so long a lease of an attached process may be revoked."
+    )
     listen: str | None = text("HOST:PORT for other machines; beyond loopback only with TLS.")
     insecure: bool = Field(
         default=False, description="Whether to listen beyond loopback without TLS; everyone may do everything then."

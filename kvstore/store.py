@@ -273,10 +273,10 @@ class BlockStore:
                 tiers[self.far.name]["evicted"] = counts["evicted_far"]
                 if isinstance(self.far, DurableTier):
                     tiers[self.far.name]["dropped"] = self.num_dropped + self.far.num_dropped
-            lookups = self.leases.counts()
+            lookups = self.index.lookups()
             lookups["blocks_far"] = lookups["blocks_found"] - lookups["blocks_near"]
             return {
-                "lookups": lookups | {"leases_in_use": self.leases.used},
+                "lookups": lookups,
                 "tiers": tiers,
                 "index": counts | {"nbytes_per_entry": self.index.nbytes_per_entry},
                 "mover": self.mover.stats(),

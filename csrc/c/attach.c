@@ -5,7 +5,6 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
-#include <sys/random.h>
 #include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
@@ -13,7 +12,6 @@
 #include "attach_session.h"
 
 #define EVENTS_MAX 64
-#define RETRY_MS 2        /* how often a request that waits for room is looked at, whoever calls */
 #define LOOK_MS 50        /* how often times are looked at */
 #define SERVER_LEASES (1u << 16)
 
@@ -39,8 +37,6 @@ static int prepare(kv_attach *attach, int listening) {
     if (attach->arena_read_fd < 0) return attach->arena_read_fd;
     if ((code = kv_table_create(&attach->table, SERVER_LEASES)) < 0) return code;
     if ((code = kv_evict_attach(attach->index, &attach->table)) < 0) return code;
-    if (getrandom(attach->index->header->boot, 16, 0) != 16) return -EIO;
-    atomic_store_explicit(&attach->index->header->closed, 0, memory_order_release);
     attach->epoll = epoll_create1(EPOLL_CLOEXEC);
     attach->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (attach->epoll < 0 || attach->wake < 0) return -errno;
@@ -99,7 +95,6 @@ static void wake(kv_attach *attach) {
 }
 
 void kv_attach_stop(kv_attach *attach) {
-    atomic_store_explicit(&attach->index->header->closed, 1, memory_order_release);
     pthread_mutex_lock(&attach->lock);
     attach->is_stopping = 1;
     pthread_cond_broadcast(&attach->asked);
@@ -131,7 +126,7 @@ uint32_t kv_attach_redeem(kv_attach *attach, const uint8_t *secret, uid_t uid, u
         kv_ticket *ticket = &attach->tickets[i];
         uint8_t differs = 0; /* every byte is looked at: the time tells nothing */
         for (int byte = 0; byte < KV_TICKET_NBYTES; byte++) differs |= ticket->secret[byte] ^ secret[byte];
-        if (ticket->rights == 0 || differs || ticket->uid != uid || ticket->expires_us <= now_us) continue;
+        if (ticket->rights == 0 || differs || (ticket->uid != uid && uid != 0) || ticket->expires_us <= now_us) continue;
         rights = ticket->rights;
         *ns = ticket->ns;
         ticket->rights = 0;
@@ -142,9 +137,11 @@ uint32_t kv_attach_redeem(kv_attach *attach, const uint8_t *secret, uid_t uid, u
 
 int kv_attach_ask(kv_attach *attach, const kv_help *help) {
     pthread_mutex_lock(&attach->lock);
+    int is_collect = help->kind == KV_HELP_COLLECT, is_asked = is_collect && attach->is_collect_asked;
     int is_full = attach->help_head - attach->help_tail == KV_HELP_MAX;
-    if (!is_full) attach->help[attach->help_head++ % KV_HELP_MAX] = *help;
-    pthread_cond_signal(&attach->asked);
+    if (!is_full && !is_asked) attach->help[attach->help_head++ % KV_HELP_MAX] = *help;
+    if (!is_full && is_collect) attach->is_collect_asked = 1;
+    if (!is_full && !is_asked) pthread_cond_signal(&attach->asked);
     pthread_mutex_unlock(&attach->lock);
     return is_full ? -1 : 0;
 }
@@ -162,12 +159,13 @@ int kv_attach_take(kv_attach *attach, kv_help *help) {
     pthread_mutex_lock(&attach->lock);
     int is_there = attach->help_head != attach->help_tail;
     if (is_there) *help = attach->help[attach->help_tail++ % KV_HELP_MAX];
+    if (is_there && help->kind == KV_HELP_COLLECT) attach->is_collect_asked = 0;
     pthread_mutex_unlock(&attach->lock);
     return is_there;
 }
 
-void kv_attach_helped(kv_attach *attach, uint32_t client, uint64_t turn, uint32_t flags) {
-    if (client >= attach->limits.clients_max) return;
+void kv_attach_helped(kv_attach *attach, uint32_t client, uint32_t turn, uint32_t flags) {
+    if (client >= attach->limits.clients_max || turn == 0) return;
     pthread_mutex_lock(&attach->lock);
     kv_parked *parked = &attach->clients[client].parked;
     if (parked->turn == turn) {
@@ -175,7 +173,11 @@ void kv_attach_helped(kv_attach *attach, uint32_t client, uint64_t turn, uint32_
         parked->is_ready = 1;
     }
     pthread_mutex_unlock(&attach->lock);
-    wake(attach);
+}
+
+void kv_attach_set_wait(kv_attach *attach, uint32_t put_wait_ms) {
+    /* The serving thread reads it as it is, before or after. */
+    __atomic_store_n(&attach->limits.put_wait_ms, put_wait_ms, __ATOMIC_RELAXED);
 }
 
 void kv_attach_read_counts(kv_attach *attach, kv_attach_counts *counts) {
@@ -214,10 +216,6 @@ static void accept_one(kv_attach *attach) {
 
 static void hear(kv_attach *attach, kv_client *client) {
     if (client->fd < 0) return;
-    if (client->parked.is_waiting) { /* it hung up, or does not wait for its answer */
-        kv_session_silence(attach, client);
-        return;
-    }
     ssize_t nbytes = recv(client->fd, client->request, KV_REQUEST_NBYTES_MAX, MSG_DONTWAIT | MSG_TRUNC);
     if (nbytes < 0 && (errno == EAGAIN || errno == EINTR)) return;
     if (nbytes <= 0 || kv_session_serve(attach, client, nbytes) < 0) kv_session_silence(attach, client);
@@ -243,18 +241,6 @@ static void handle(kv_attach *attach, const struct epoll_event *event) {
     }
 }
 
-/* What has waited long enough or was helped. Whether anything waits on. */
-static int retry_all(kv_attach *attach, int64_t now_us) {
-    int is_waiting = 0;
-    for (uint32_t i = 0; i < attach->limits.clients_max; i++) {
-        kv_client *client = &attach->clients[i];
-        if (!client->is_used || !client->parked.is_waiting) continue;
-        if (kv_session_retry(attach, client, now_us) < 0) kv_session_silence(attach, client);
-        is_waiting |= client->is_used && client->parked.is_waiting;
-    }
-    return is_waiting;
-}
-
 static void look_all(kv_attach *attach, int64_t now_us) {
     if (now_us - attach->looked_us < LOOK_MS * 1000) return;
     attach->looked_us = now_us;
@@ -271,12 +257,11 @@ static int is_stopping(kv_attach *attach) {
 
 void kv_attach_serve(kv_attach *attach) {
     struct epoll_event events[EVENTS_MAX];
-    int is_waiting = 0;
     while (!is_stopping(attach)) {
-        int num = epoll_wait(attach->epoll, events, EVENTS_MAX, is_waiting ? RETRY_MS : LOOK_MS);
+        int num = epoll_wait(attach->epoll, events, EVENTS_MAX, LOOK_MS);
         for (int i = 0; i < num; i++) handle(attach, &events[i]);
-        int64_t now_us = kv_now_us();
-        is_waiting = retry_all(attach, now_us);
-        look_all(attach, now_us);
+        look_all(attach, kv_now_us());
     }
+    for (uint32_t i = 0; i < attach->limits.clients_max; i++)
+        if (attach->clients[i].is_used) kv_session_undo(attach, &attach->clients[i]);
 }

@@ -23,7 +23,8 @@ typedef struct {
     uint64_t reserved_nbytes_max;  /* of one client */
     uint32_t lease_ttl_ms;         /* then a lease may be revoked */
     uint32_t reservation_ttl_ms;   /* then its blocks are undone; the slots stay its own */
-    uint32_t put_wait_ms;          /* the longest wait for room before unwritten blocks are dropped */
+    uint32_t put_wait_ms;          /* how long a reservation waits for room before unwritten blocks are dropped */
+    uint32_t wait_ms_max;          /* likewise when the client says how long: at most so long */
 } kv_attach_limits;
 
 typedef struct {
@@ -33,14 +34,16 @@ typedef struct {
     uint64_t num_reserved, num_committed, num_waits;
 } kv_attach_counts;
 
-enum kv_help_kind { KV_HELP_PROMOTE = 1, KV_HELP_ROOM = 2, KV_HELP_QUOTA = 3, KV_HELP_ENTRIES = 4 };
+enum kv_help_kind {
+    KV_HELP_PROMOTE = 1, KV_HELP_ROOM = 2, KV_HELP_QUOTA = 3, KV_HELP_ENTRIES = 4,
+    KV_HELP_COLLECT = 5, /* blocks became visible that have no far copy */
+};
 
-/* What the store is asked for. Room, quota and entries are answered by kv_attach_helped, promotions are not. */
+/* What the store is asked for. Room, quota and entries are answered by kv_attach_helped, the others are not. */
 typedef struct {
     enum kv_help_kind kind;
     uint16_t ns;
-    uint32_t client;     /* whose request waits, */
-    uint64_t turn;       /* and which of its requests */
+    uint32_t client, turn; /* whose reservation waits, and which */
     uint32_t num_blocks; /* room, quota and entries for so many; keys of a promotion */
     uint32_t deadline_ms;
     uint8_t *keys;       /* a promotion's; the taker frees it */
@@ -54,8 +57,7 @@ kv_attach *kv_attach_create(int listening, kv_put *put, int arena_fd, uint64_t a
                             const kv_attach_limits *limits);
 /* Serve until kv_attach_stop; the thread's body. */
 void kv_attach_serve(kv_attach *attach);
-/* End serving and waiting; from any thread. Connections close, what clients hold is given back: they were told by the
- * index's `closed`. */
+/* End serving and waiting; from any thread. Connections close and reservations are undone. Leases count until kv_attach_destroy: they may still be reading. */
 void kv_attach_stop(kv_attach *attach);
 /* After kv_attach_serve and every kv_attach_wait have returned. */
 void kv_attach_destroy(kv_attach *attach);
@@ -67,8 +69,10 @@ int kv_attach_issue(kv_attach *attach, const uint8_t *ticket, uid_t uid, uint16_
 int kv_attach_wait(kv_attach *attach);
 /* Take one request: 1, or 0 when there is none. */
 int kv_attach_take(kv_attach *attach, kv_help *help);
-/* The request that waits goes on with these kv_put_flags in addition. */
-void kv_attach_helped(kv_attach *attach, uint32_t client, uint64_t turn, uint32_t flags);
+/* The reservation that waits can go on, with these kv_put_flags in addition. */
+void kv_attach_helped(kv_attach *attach, uint32_t client, uint32_t turn, uint32_t flags);
+/* From the next reservation on. */
+void kv_attach_set_wait(kv_attach *attach, uint32_t put_wait_ms);
 
 void kv_attach_read_counts(kv_attach *attach, kv_attach_counts *counts);
 

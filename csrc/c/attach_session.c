@@ -14,6 +14,7 @@
 #ifndef SYS_pidfd_open
 #define SYS_pidfd_open 434 /* Linux 5.3 */
 #endif
+#define FORGOTTEN_US 1000000 /* a reservation that waits, and whose client did not come again so long after its deadline */
 #define TOUCHES_MAX 512 /* of one client in one drain: each may stand for a long chain */
 
 #define COUNTED(attach, statement) \
@@ -60,7 +61,7 @@ int kv_session_begin(kv_attach *attach, kv_client *client, int fd) {
     if (num_same >= attach->limits.clients_per_process_max) return -EMFILE;
     int pidfd = process_of(fd, peer.pid);
     if (pidfd < 0) return -errno;
-    memset(client, 0, sizeof *client);
+    COUNTED(attach, memset(client, 0, sizeof *client));
     client->parked.held.group = KV_NONE;
     client->is_used = 1;
     client->fd = fd;
@@ -82,9 +83,9 @@ static void drop_reservation(kv_attach *attach, kv_client *client, kv_reservatio
 
 static void stop_waiting(kv_attach *attach, kv_client *client) {
     kv_parked *parked = &client->parked;
-    if (!parked->is_waiting) return;
+    if (parked->turn == 0) return;
     if (parked->held.group != KV_NONE) kv_lease_release(&attach->table, &parked->held);
-    COUNTED(attach, parked->is_waiting = parked->is_ready = 0; parked->turn = 0);
+    COUNTED(attach, parked->is_ready = 0; parked->turn = 0);
 }
 
 void kv_session_silence(kv_attach *attach, kv_client *client) {
@@ -95,7 +96,7 @@ void kv_session_silence(kv_attach *attach, kv_client *client) {
     COUNTED(attach, attach->counts.num_silent++);
 }
 
-void kv_session_end(kv_attach *attach, kv_client *client) {
+void kv_session_undo(kv_attach *attach, kv_client *client) {
     kv_session_silence(attach, client);
     for (uint32_t i = 0; client->reservations && i < attach->limits.reservations_max; i++) {
         kv_reservation *reservation = &client->reservations[i];
@@ -103,6 +104,10 @@ void kv_session_end(kv_attach *attach, kv_client *client) {
         kv_put_abandon(attach->put, reservation->ids, reservation->num_ids, reservation->shard);
         drop_reservation(attach, client, reservation);
     }
+}
+
+void kv_session_end(kv_attach *attach, kv_client *client) {
+    kv_session_undo(attach, client);
     kv_evict_detach(attach->index, &client->table);
     kv_table_destroy(&client->table);
     close(client->pidfd);
@@ -110,18 +115,12 @@ void kv_session_end(kv_attach *attach, kv_client *client) {
     free(client->since_us);
     free(client->reservations);
     free(client->request);
-    memset(client, 0, sizeof *client);
+    free(client->parked.request);
+    COUNTED(attach, memset(client, 0, sizeof *client));
     COUNTED(attach, attach->counts.num_clients--; attach->counts.num_silent--; attach->counts.num_reclaimed++);
 }
 
 /* ---- times ---- */
-
-static int holds_any(const kv_table *table, uint32_t group) {
-    uint32_t any = 0;
-    for (uint32_t i = 0; i < KV_GROUP; i++)
-        any |= atomic_load_explicit(&table->shared->lease[(size_t)group * KV_GROUP + i], memory_order_relaxed);
-    return any != 0;
-}
 
 /* A turn that has lasted too long does not count any more. Its client is told before anything can be evicted. */
 static void look_at_group(kv_attach *attach, kv_client *client, uint32_t group, int64_t now_us) {
@@ -134,7 +133,7 @@ static void look_at_group(kv_attach *attach, kv_client *client, uint32_t group, 
     }
     int64_t age_us = now_us - client->since_us[group];
     if (age_us < (int64_t)attach->limits.lease_ttl_ms * 1000 || client->table.revoked[group] == turn) return;
-    if (!holds_any(&client->table, group)) return;
+    if (!kv_lease_holds(&client->table, group)) return;
     KV_AS_WRITER(attach->index);
     atomic_store_explicit(&turns->revoked, turn, memory_order_seq_cst);
     client->table.revoked[group] = turn;
@@ -145,7 +144,8 @@ void kv_session_look(kv_attach *attach, kv_client *client, int64_t now_us) {
     uint32_t top = atomic_load_explicit(&client->table.shared->groups_top, memory_order_relaxed);
     if (top > client->table.num_groups) top = client->table.num_groups;
     for (uint32_t group = 0; group < top; group++) look_at_group(attach, client, group, now_us);
-    for (uint32_t i = 0; i < attach->limits.reservations_max; i++) {
+    if (client->parked.turn != 0 && now_us - client->parked.deadline_us > FORGOTTEN_US) stop_waiting(attach, client);
+    for (uint32_t i = 0; i < attach->limits.reservations_max && client->num_reservations > 0; i++) {
         kv_reservation *reservation = &client->reservations[i];
         if (reservation->number == 0 || reservation->is_expired || now_us < reservation->expires_us) continue;
         reservation->is_expired = 1;
@@ -238,7 +238,6 @@ static int serve_open(kv_attach *attach, kv_client *client, ssize_t nbytes) {
                         .keys_max = KV_ATTACH_KEYS_MAX,
                         .lease_ttl_ms = attach->limits.lease_ttl_ms,
                         .ns = ns, .rights = rights, .num_fds = num_fds};
-    memcpy(opened.boot, attach->index->header->boot, sizeof opened.boot);
     return send_reply(client, &opened, sizeof opened, fds, num_fds);
 }
 
@@ -303,57 +302,57 @@ static int send_grant(kv_attach *attach, kv_client *client, const kv_chain *chai
         reserved->reservation = reservation->number;
         reserved->num_granted = num_mine;
     }
-    return send_reply(client, reserved, sizeof *reserved + chain->num_keys * sizeof(uint32_t), NULL, 0);
+    memcpy(at + chain->num_keys, attach->places, num_mine * sizeof(uint32_t));
+    return send_reply(client, reserved, sizeof *reserved + ((size_t)chain->num_keys + num_mine) * sizeof(uint32_t), NULL, 0);
 }
 
-/* Wait for the store, which is asked for what is short. */
-static int park(kv_attach *attach, kv_client *client, enum kv_help_kind kind, uint32_t num_wanted) {
-    const kv_chain *chain = (const kv_chain *)client->request;
+/* Let a reservation wait for the store, which is asked for what is short. The client is told to come again. */
+static int park(kv_attach *attach, kv_client *client, const kv_chain *chain, enum kv_help_kind kind,
+                uint32_t num_wanted) {
     kv_parked *parked = &client->parked;
-    if (!parked->is_waiting) { /* making room must not take away what this extends */
-        kv_lease_acquire(attach->index, &attach->table, chain->ns, client->request + sizeof *chain, chain->num_keys, 0,
+    size_t nbytes = sizeof *chain + (size_t)chain->num_keys * KV_KEY_NBYTES;
+    if ((const uint8_t *)chain != parked->request) {
+        if (parked->turn != 0) return refuse(client, KV_STATUS_WAIT, 0);
+        if (parked->request == NULL) parked->request = malloc(KV_REQUEST_NBYTES_MAX);
+        if (parked->request == NULL) return refuse(client, KV_STATUS_MEMORY, 0);
+        memcpy(parked->request, chain, nbytes);
+        /* Making room must not take away what this extends. */
+        kv_lease_acquire(attach->index, &attach->table, chain->ns, (const uint8_t *)(chain + 1), chain->num_keys, 0,
                          &parked->held);
-        uint32_t wait_ms = chain->deadline_ms < attach->limits.put_wait_ms ? chain->deadline_ms
-                                                                           : attach->limits.put_wait_ms;
+        uint32_t wait_ms = chain->deadline_ms;
+        if (wait_ms == KV_WAIT_DEFAULT) wait_ms = __atomic_load_n(&attach->limits.put_wait_ms, __ATOMIC_RELAXED);
+        if (wait_ms > attach->limits.wait_ms_max) wait_ms = attach->limits.wait_ms_max;
         parked->deadline_us = kv_now_us() + (int64_t)wait_ms * 1000;
+        parked->flags = 0;
         COUNTED(attach, attach->counts.num_waits++);
     }
-    COUNTED(attach, parked->is_waiting = 1; parked->is_ready = 0; parked->turn = ++attach->turns);
+    if (++attach->turns == 0) attach->turns = 1;
+    COUNTED(attach, parked->is_ready = 0; parked->turn = attach->turns);
     kv_help help = {.kind = kind, .ns = (uint16_t)chain->ns, .client = (uint32_t)(client - attach->clients),
-                    .turn = parked->turn, .num_blocks = num_wanted};
+                    .turn = attach->turns, .num_blocks = num_wanted};
     /* Asked of nobody when the queue is full: the deadline ends the wait. */
     kv_attach_ask(attach, &help);
-    return 0;
+    return refuse(client, KV_STATUS_WAIT, attach->turns);
 }
 
-static int try_reserve(kv_attach *attach, kv_client *client, uint32_t flags) {
-    const kv_chain *chain = (const kv_chain *)client->request;
-    kv_wish wish = {.keys = client->request + sizeof *chain, .num_keys = chain->num_keys, .shard = chain->shard,
+static int try_reserve(kv_attach *attach, kv_client *client, const kv_chain *chain, uint32_t flags) {
+    kv_wish wish = {.keys = (const uint8_t *)(chain + 1), .num_keys = chain->num_keys, .shard = chain->shard,
                     .flags = flags, .ns = (uint16_t)chain->ns};
     kv_grant grant = {.plan = attach->plan, .ids = attach->ids, .places = attach->places};
     attach->index->now_s = (uint32_t)time(NULL);
     enum kv_put_code code = kv_put_reserve(attach->put, &attach->table, &wish, &grant);
     switch (code) {
-    case KV_PUT_QUOTA: return park(attach, client, KV_HELP_QUOTA, grant.num_wanted);
-    case KV_PUT_ENTRIES: return park(attach, client, KV_HELP_ENTRIES, grant.num_wanted);
-    case KV_PUT_ROOM: return park(attach, client, KV_HELP_ROOM, grant.num_wanted);
+    case KV_PUT_QUOTA: return park(attach, client, chain, KV_HELP_QUOTA, grant.num_wanted);
+    case KV_PUT_ENTRIES: return park(attach, client, chain, KV_HELP_ENTRIES, grant.num_wanted);
+    case KV_PUT_ROOM: return park(attach, client, chain, KV_HELP_ROOM, grant.num_wanted);
     default: break;
     }
-    stop_waiting(attach, client);
-    if (code == KV_PUT_OK) return send_grant(attach, client, chain, &grant);
-    if (code == KV_PUT_FOREIGN) return refuse(client, KV_STATUS_FOREIGN, grant.num_wanted);
-    if (code == KV_PUT_LEASES) return refuse(client, KV_STATUS_LIMIT, KV_LIMIT_LEASES);
-    return refuse(client, KV_STATUS_MEMORY, 0);
-}
-
-int kv_session_retry(kv_attach *attach, kv_client *client, int64_t now_us) {
-    kv_parked *parked = &client->parked;
-    uint32_t flags;
-    int is_ready;
-    COUNTED(attach, flags = parked->flags; is_ready = parked->is_ready);
-    if (now_us >= parked->deadline_us) flags = KV_LATE | KV_PAST_QUOTA | KV_PAST_ENTRIES;
-    else if (!is_ready) return 0;
-    return try_reserve(attach, client, flags);
+    int is_sent = code == KV_PUT_OK        ? send_grant(attach, client, chain, &grant)
+                  : code == KV_PUT_FOREIGN ? refuse(client, KV_STATUS_FOREIGN, grant.num_wanted)
+                  : code == KV_PUT_LEASES  ? refuse(client, KV_STATUS_LIMIT, KV_LIMIT_LEASES)
+                                           : refuse(client, KV_STATUS_MEMORY, 0);
+    if ((const uint8_t *)chain == client->parked.request) stop_waiting(attach, client);
+    return is_sent;
 }
 
 /* Is this a chain of keys as it should be? */
@@ -378,8 +377,22 @@ static int serve_reserve(kv_attach *attach, kv_client *client, ssize_t nbytes) {
     if (client->reserved_nbytes + wanted_nbytes > attach->limits.reserved_nbytes_max)
         return refuse(client, KV_STATUS_LIMIT, KV_LIMIT_RESERVED);
     /* Without a far tier nothing is under way that could make room later. */
-    client->parked.flags = attach->put->has_far ? 0 : KV_LATE;
-    return try_reserve(attach, client, client->parked.flags);
+    return try_reserve(attach, client, chain, attach->put->has_far ? 0 : KV_LATE);
+}
+
+static int serve_retry(kv_attach *attach, kv_client *client, ssize_t nbytes) {
+    const kv_end *end = (const kv_end *)client->request;
+    kv_parked *parked = &client->parked;
+    if (nbytes != sizeof *end) return malformed(attach, client, KV_STATUS_MALFORMED);
+    if (parked->turn == 0 || parked->turn != end->reservation) return refuse(client, KV_STATUS_UNKNOWN, 0);
+    if (client->num_reservations == attach->limits.reservations_max)
+        return refuse(client, KV_STATUS_LIMIT, KV_LIMIT_RESERVATIONS);
+    uint32_t flags;
+    int is_ready;
+    COUNTED(attach, flags = parked->flags; is_ready = parked->is_ready);
+    if (kv_now_us() >= parked->deadline_us) flags = KV_LATE | KV_PAST_QUOTA | KV_PAST_ENTRIES;
+    else if (!is_ready) return refuse(client, KV_STATUS_WAIT, parked->turn);
+    return try_reserve(attach, client, (const kv_chain *)parked->request, flags);
 }
 
 static int serve_end(kv_attach *attach, kv_client *client, ssize_t nbytes, int is_commit) {
@@ -396,7 +409,9 @@ static int serve_end(kv_attach *attach, kv_client *client, ssize_t nbytes, int i
         kv_put_abandon(attach->put, reservation->ids, reservation->num_ids, reservation->shard);
     if (is_commit) COUNTED(attach, attach->counts.num_committed++);
     drop_reservation(attach, client, reservation);
-    return send_reply(client, &ended, sizeof ended, NULL, 0);
+    int is_sent = send_reply(client, &ended, sizeof ended, NULL, 0);
+    if (is_commit && attach->put->has_far) kv_attach_ask(attach, &(kv_help){.kind = KV_HELP_COLLECT});
+    return is_sent;
 }
 
 static int serve_promote(kv_attach *attach, kv_client *client, ssize_t nbytes) {
@@ -423,6 +438,7 @@ int kv_session_serve(kv_attach *attach, kv_client *client, ssize_t nbytes) {
     switch (head.type) {
     case KV_MESSAGE_OPEN: return serve_open(attach, client, nbytes);
     case KV_MESSAGE_RESERVE: return serve_reserve(attach, client, nbytes);
+    case KV_MESSAGE_RETRY: return serve_retry(attach, client, nbytes);
     case KV_MESSAGE_COMMIT: return serve_end(attach, client, nbytes, 1);
     case KV_MESSAGE_ABANDON: return serve_end(attach, client, nbytes, 0);
     case KV_MESSAGE_PROMOTE: return serve_promote(attach, client, nbytes);

@@ -18,14 +18,14 @@ typedef struct {
     int64_t expires_us;
 } kv_reservation;
 
-/* A request that waits for room; one at most, as a client waits for its answer. */
+/* A reservation that waits for room; one at most, another one is told to come again. */
 typedef struct {
-    int is_waiting, is_ready;
-    uint64_t turn;
+    int is_ready;
+    uint32_t turn;  /* its number; 0: none waits */
     uint32_t flags; /* kv_put_flag */
     int64_t deadline_us;
-    size_t nbytes;
-    kv_held held; /* what it extends, in the server's own table */
+    uint8_t *request; /* a copy of it; KV_REQUEST_NBYTES_MAX once there was one */
+    kv_held held;     /* what it extends, in the server's own table */
 } kv_parked;
 
 typedef struct {
@@ -46,7 +46,7 @@ typedef struct {
     kv_opened_ns opened[KV_OPENED_MAX];
     uint32_t num_opened;
     kv_parked parked;
-    uint8_t *request; /* KV_REQUEST_NBYTES_MAX; kept while it is parked */
+    uint8_t *request; /* KV_REQUEST_NBYTES_MAX */
 } kv_client;
 
 typedef struct {
@@ -72,10 +72,10 @@ struct kv_attach {
     uint8_t plan[KV_ATTACH_KEYS_MAX];
     uint32_t ids[KV_ATTACH_KEYS_MAX], places[KV_ATTACH_KEYS_MAX];
     int64_t looked_us;
-    uint64_t turns;
+    uint32_t turns;
     pthread_mutex_t lock; /* what is below, and `parked.flags` and `is_ready`; taken last */
     pthread_cond_t asked;
-    int is_stopping;
+    int is_stopping, is_collect_asked;
     kv_ticket tickets[KV_TICKETS_MAX];
     kv_help help[KV_HELP_MAX];
     uint32_t help_head, help_tail;
@@ -88,13 +88,13 @@ int64_t kv_now_us(void);
 int kv_session_begin(kv_attach *attach, kv_client *client, int fd);
 /* Serve one datagram of `nbytes` in client->request. 0, or -1: the connection has to end. */
 int kv_session_serve(kv_attach *attach, kv_client *client, ssize_t nbytes);
-/* Try again what waits for room. As kv_session_serve. */
-int kv_session_retry(kv_attach *attach, kv_client *client, int64_t now_us);
 /* The connection is over; what the client holds stays. */
 void kv_session_silence(kv_attach *attach, kv_client *client);
+/* The connection is over, and what the client reserved is undone; its leases stay. */
+void kv_session_undo(kv_attach *attach, kv_client *client);
 /* The process is dead, or said that it is done: everything goes back. */
 void kv_session_end(kv_attach *attach, kv_client *client);
-/* Undo reservations and revoke leases whose time is up. */
+/* Undo reservations, revoke leases and give up what waits when their time is up. */
 void kv_session_look(kv_attach *attach, kv_client *client, int64_t now_us);
 
 /* Ask the store; -1 when the queue is full. Takes `help->keys`, or leaves them when it is full. */

@@ -1,6 +1,6 @@
 /* Messages of the attach socket (docs/formats.md, "Attach socket"): fixed structs in the machine's order of bytes, one in
  * each datagram of a SOCK_SEQPACKET. A client has one request under way at a time, and every request has one reply with
- * its type and number. Whatever is malformed ends the connection.
+ * its type and number, at once. Whatever is malformed ends the connection.
  */
 #ifndef KV_ATTACH_WIRE_H
 #define KV_ATTACH_WIRE_H
@@ -9,7 +9,7 @@
 
 #define KV_ATTACH_MAGIC 0x3141766bU /* "kvA1" */
 #define KV_ATTACH_VERSION 1
-#define KV_ATTACH_KEYS_MAX 4096
+#define KV_ATTACH_KEYS_MAX 8192 /* 256 KiB: what a datagram may have where wmem_max is the default */
 #define KV_TICKET_NBYTES 16
 #define KV_ATTACH_FDS_MAX 3
 
@@ -20,6 +20,7 @@ enum kv_message_type {
     KV_MESSAGE_ABANDON = 4,
     KV_MESSAGE_PROMOTE = 5, /* bring far blocks near; the answer does not wait for them */
     KV_MESSAGE_BYE = 6,     /* nothing is read under a lease or written into a reservation any more */
+    KV_MESSAGE_RETRY = 7,   /* look again at the reservation that waits */
 };
 
 enum kv_status {
@@ -32,6 +33,7 @@ enum kv_status {
     KV_STATUS_FOREIGN = 6,   /* position `detail` is a key of another namespace */
     KV_STATUS_CLOSING = 7,   /* the daemon is about to end */
     KV_STATUS_MEMORY = 8,    /* the daemon has no memory for this */
+    KV_STATUS_WAIT = 9,      /* room is being made: RETRY number `detail` soon, or reserve again if that is 0 */
 };
 
 enum kv_limit { KV_LIMIT_CLIENTS = 1, KV_LIMIT_LEASES = 2, KV_LIMIT_RESERVATIONS = 3, KV_LIMIT_RESERVED = 4 };
@@ -56,12 +58,13 @@ _Static_assert(sizeof(kv_open) == 40, "docs/formats.md says so");
  * to with KV_RIGHT_WRITE; later the arena, if this is the first right to write. */
 typedef struct {
     kv_message head;
-    uint8_t boot[16];
     uint64_t arena_nbytes, reserved_nbytes_max;
     uint32_t leases_max, reservations_max, keys_max, lease_ttl_ms;
     uint32_t ns, rights, num_fds, zero;
 } kv_opened;
-_Static_assert(sizeof(kv_opened) == 80, "docs/formats.md says so");
+_Static_assert(sizeof(kv_opened) == 64, "docs/formats.md says so");
+
+#define KV_WAIT_DEFAULT UINT32_MAX /* as a deadline: as long as the daemon is configured to wait */
 
 /* RESERVE and PROMOTE; `num_keys` keys of 32 bytes follow. */
 typedef struct {
@@ -76,7 +79,8 @@ _Static_assert(sizeof(kv_chain) == 32, "docs/formats.md says so");
 #define KV_AT_BUSY (UINT32_MAX - 1)     /* another reservation writes it */
 #define KV_AT_REFUSED (UINT32_MAX - 2)  /* no place; kv_put_short in `why` */
 
-/* `num_keys` words follow: places, or one of the above. */
+/* `num_keys` words follow: places, or one of the above; and `num_granted` words: the ids of the places' blocks, in their
+ * order, which the client may lease. */
 typedef struct {
     kv_message head;
     uint32_t reservation; /* 0 when nothing was granted */
@@ -84,7 +88,7 @@ typedef struct {
 } kv_reserved;
 _Static_assert(sizeof(kv_reserved) == 32, "docs/formats.md says so");
 
-/* COMMIT and ABANDON. */
+/* COMMIT and ABANDON of a reservation, and RETRY of what waits under this number. */
 typedef struct {
     kv_message head;
     uint32_t reservation, zero;
@@ -99,6 +103,6 @@ typedef struct {
 _Static_assert(sizeof(kv_ended) == 24, "docs/formats.md says so");
 
 #define KV_REQUEST_NBYTES_MAX (sizeof(kv_chain) + KV_ATTACH_KEYS_MAX * 32)
-#define KV_REPLY_NBYTES_MAX (sizeof(kv_reserved) + KV_ATTACH_KEYS_MAX * 4)
+#define KV_REPLY_NBYTES_MAX (sizeof(kv_reserved) + KV_ATTACH_KEYS_MAX * 8)
 
 #endif

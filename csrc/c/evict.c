@@ -6,6 +6,26 @@
 #include "lease.h"
 #include "policy.h"
 
+/* What a client counted is its own word: nothing but statistics hangs on it. */
+static void add_lookups(kv_lookups *sum, const kv_lookups *counted) {
+    sum->num_acquires += counted->num_acquires;
+    sum->num_keys += counted->num_keys;
+    sum->num_held += counted->num_held;
+    sum->num_near += counted->num_near;
+}
+
+uint32_t kv_evict_lookups(const kv_index *index, kv_lookups *sum) {
+    KV_AS_WRITER(index);
+    uint32_t num_groups = 0;
+    *sum = (kv_lookups){0};
+    add_lookups(sum, &index->past);
+    for (uint32_t i = 0; i < index->num_tables; i++) {
+        add_lookups(sum, &index->tables[i]->shared->counted);
+        num_groups += kv_lease_num_held(index->tables[i]);
+    }
+    return num_groups * KV_GROUP;
+}
+
 int kv_evict_attach(kv_index *index, kv_table *table) {
     KV_AS_WRITER(index);
     if (index->num_tables == KV_TABLES_MAX) return -ENOSPC;
@@ -17,6 +37,7 @@ void kv_evict_detach(kv_index *index, kv_table *table) {
     KV_AS_WRITER(index);
     for (uint32_t i = 0; i < index->num_tables; i++)
         if (index->tables[i] == table) {
+            add_lookups(&index->past, &table->shared->counted);
             index->tables[i] = index->tables[--index->num_tables];
             return;
         }

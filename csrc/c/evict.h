@@ -16,6 +16,8 @@ typedef struct {
 /* Register a client's lease table with the writer. 0, or -ENOSPC over KV_TABLES_MAX. */
 int kv_evict_attach(kv_index *index, kv_table *table);
 void kv_evict_detach(kv_index *index, kv_table *table);
+/* What all tables counted, detached ones included. Returns the lease entries in use now (whole groups). */
+uint32_t kv_evict_lookups(const kv_index *index, kv_lookups *sum);
 /* Bring the touches that clients left into the eviction order. */
 void kv_evict_drain(kv_index *index);
 

@@ -68,8 +68,8 @@ typedef struct {
     uint64_t entries_max, num_buckets;
     uint64_t seed[2];                     /* random per index: keys come from clients */
     uint64_t buckets_offset, records_offset, total_nbytes;
-    uint8_t boot[16];                     /* random per index: a client tells by it that its daemon is another one */
-    _Atomic uint64_t closed;              /* 1: the owner ended in good order; look nothing up any more */
+    /* For estimates: whether the far tier answers, bytes on their way near, and how fast they come (0: not known). */
+    _Atomic uint64_t far_is_well, arriving_nbytes, read_nbytes_per_s;
 } kv_header;
 
 /* Writer-private, one per record. While WRITING, `prev` holds the parts that are out in a reservation and `next`
@@ -87,6 +87,11 @@ typedef struct {
     uint32_t cold, hot; /* ends of the order, KV_NONE when empty */
     uint64_t length;
 } kv_order;
+
+/* What readers asked for: acquires, keys, blocks that were found, and of these those that were near when first asked. */
+typedef struct {
+    _Atomic uint64_t num_acquires, num_keys, num_held, num_near;
+} kv_lookups;
 
 typedef struct kv_table kv_table; /* lease.h */
 typedef struct kv_policy kv_policy; /* policy.h */
@@ -159,6 +164,7 @@ typedef struct {
     const kv_policy *policy;
     kv_table *tables[KV_TABLES_MAX];
     uint32_t num_tables;
+    kv_lookups past; /* of tables that were detached */
     kv_counts counts;
 } kv_index;
 

@@ -181,6 +181,11 @@ static uint32_t acquire_group(const kv_index *index, _Atomic uint32_t *leases, u
     return got;
 }
 
+/* Under the table's lock; the owner of the index may be reading. */
+static void add(_Atomic uint64_t *counter, uint64_t amount) {
+    atomic_store_explicit(counter, atomic_load_explicit(counter, memory_order_relaxed) + amount, memory_order_relaxed);
+}
+
 void kv_lease_acquire(const kv_index *index, kv_table *table, uint32_t ns, const uint8_t *keys, uint32_t num_keys,
                       int counted, kv_held *held) {
     *held = (kv_held){.group = KV_NONE, .stop = KV_STOP_END};
@@ -202,10 +207,11 @@ void kv_lease_acquire(const kv_index *index, kv_table *table, uint32_t ns, const
     }
     pthread_mutex_lock(&table->lock);
     if (counted) {
-        table->num_acquires++;
-        table->num_keys += num_asked;
-        table->num_held += held->num_blocks;
-        table->num_near += held->num_near;
+        kv_lookups *sum = &table->shared->counted;
+        add(&sum->num_acquires, 1);
+        add(&sum->num_keys, num_asked);
+        add(&sum->num_held, held->num_blocks);
+        add(&sum->num_near, held->num_near);
     }
     if (deepest != KV_NONE) push_touch(table, deepest);
     if (held->num_blocks == 0) { /* nothing held: all groups go back */

@@ -21,7 +21,8 @@ typedef struct {
     _Atomic uint32_t groups_top; /* groups at and above this are zero; set before the entries of a group are */
     _Atomic uint32_t touch_head; /* next to write: the client's */
     _Atomic uint32_t touch_tail; /* next to read: the writer's */
-    uint64_t reserved[5];
+    kv_lookups counted;          /* of counted acquires: the client's */
+    uint64_t reserved;
     uint32_t touch[KV_TOUCHES]; /* ids of the deepest block of each access; lossy when full */
     _Atomic uint32_t lease[];   /* id + 1, or 0; behind the last one a kv_turn for each group */
 } kv_leases;
@@ -48,7 +49,6 @@ struct kv_table {
     uint32_t *revoked; /* the owner's own copy of each turn's `revoked`, which the client cannot write; NULL: none was */
     size_t nbytes;
     int fd;
-    uint64_t num_acquires, num_keys, num_held, num_near; /* of counted acquires, for the owner's statistics */
     pthread_mutex_t lock; /* guards the counters, the free list and the touch ring's head: threads of one client share a table */
 };
 
@@ -82,7 +82,19 @@ void kv_lease_ids(const kv_table *table, const kv_held *held, uint32_t *ids);
 /* Whether all of these leases have held until now. What was copied under them is good only if they have. */
 int kv_lease_intact(const kv_table *table, const kv_held *held);
 uint32_t kv_lease_touches(const kv_table *table); /* waiting in the ring */
-/* Entries in use (whole groups). */
+/* Whether a group has a lease in it, and how many do, as the owner of the index sees them. */
+static inline int kv_lease_holds(const kv_table *table, uint32_t group) {
+    uint32_t any = 0;
+    for (uint32_t i = 0; i < KV_GROUP; i++)
+        any |= atomic_load_explicit(&table->shared->lease[(size_t)group * KV_GROUP + i], memory_order_relaxed);
+    return any != 0;
+}
+static inline uint32_t kv_lease_num_held(const kv_table *table) {
+    uint32_t top = atomic_load_explicit(&table->shared->groups_top, memory_order_relaxed), num = 0;
+    for (uint32_t group = 0; group < top && group < table->num_groups; group++) num += kv_lease_holds(table, group) != 0;
+    return num;
+}
+/* Entries in use (whole groups), as its client sees them. */
 uint32_t kv_lease_used(const kv_table *table);
 
 #endif

@@ -35,8 +35,7 @@ int kv_link_open(kv_link *link, const char *path, int timeout_ms) {
 }
 
 void kv_link_end(kv_link *link) {
-    atomic_store(&link->is_over, 1);
-    shutdown(link->fd, SHUT_RDWR);
+    if (!atomic_exchange(&link->is_over, 1)) shutdown(link->fd, SHUT_RDWR);
 }
 
 void kv_link_close(kv_link *link) {

@@ -50,6 +50,11 @@ class RemoteLease:
             copy_blocks(found, number, 0, block, self._nbytes)
         return len(blocks)
 
+    @property
+    def is_intact(self) -> bool:
+        """True: they are copies. LeaseExpired after release."""
+        return self.views is not None
+
     def release(self) -> None:
         """Let go of the blocks. Idempotent."""
         self._blocks = None

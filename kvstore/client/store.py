@@ -7,6 +7,8 @@ from types import TracebackType
 from typing import Any
 
 from kvstore.checks import duration_us
+from kvstore.client.attached import AttachedNamespace
+from kvstore.client.attachment import Attachments
 from kvstore.client.handle import RemoteNamespace
 from kvstore.client.link import Link
 from kvstore.errors import InvalidRequest, Unavailable
@@ -20,8 +22,8 @@ class RemoteStore:
     Safe to use from several threads.
     """
 
-    def __init__(self, link: Link) -> None:
-        self.link = link
+    def __init__(self, link: Link, attachments: Attachments | None = None) -> None:
+        self.link, self._attachments = link, attachments
         self.is_open = True
 
     def _check_open(self) -> None:
@@ -36,7 +38,10 @@ class RemoteStore:
         if spec.tenant:
             raise InvalidRequest(f"tenant={spec.tenant!r}: the tenant is who the caller is")
         self._check_open()
-        namespace = RemoteNamespace(self.link, spec, quota_nbytes, self._check_open)
+        if self._attachments is None:
+            namespace = RemoteNamespace(self.link, spec, quota_nbytes, self._check_open)
+        else:
+            namespace = AttachedNamespace(self.link, spec, quota_nbytes, self._check_open, self._attachments)
         try:
             namespace.open()
         except Unavailable:
@@ -66,6 +71,8 @@ class RemoteStore:
     def close(self) -> None:
         """End the connection; the daemon goes on. Idempotent."""
         self.is_open = False
+        if self._attachments is not None:
+            self._attachments.end()
         self.link.close()
 
     def __enter__(self) -> RemoteStore:

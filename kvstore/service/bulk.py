@@ -10,8 +10,8 @@ import numpy as np
 from kvstore import frames
 from kvstore._core import transfer
 from kvstore.errors import InvalidRequest, LeaseExpired, LimitExceeded
-from kvstore.handle import PREFIX_GONE
 from kvstore.lease import Lease
+from kvstore.putting import PREFIX_GONE
 from kvstore.room import Room
 from kvstore.service.calls import parsed, remaining_ms
 from kvstore.service.identity import Caller

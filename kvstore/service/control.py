@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import grpc
 from google.protobuf.message import Message
 
 from kvstore.block import Match
 from kvstore.config import Config
+from kvstore.errors import KVStoreError
 from kvstore.namespace import NamespaceSpec
+from kvstore.service.attaching import Attaching
 from kvstore.service.calls import Unary, remaining_ms
 from kvstore.service.identity import Caller
 from kvstore.service.limits import Held, Limits
@@ -35,12 +38,19 @@ def match_reply(match: Match) -> pb.MatchReply:
     return pb.MatchReply(num_blocks=match.num_blocks, by_tier=match.by_tier, load_us=match.load_us)
 
 
+class CannotAttach(KVStoreError):
+    """This server has no attach socket."""
+
+    code = "FAILED_PRECONDITION"
+
+
 class Control:
     """The verbs on blocks that carry no blocks."""
 
     def __init__(self, store: BlockStore, namespaces: Namespaces, limits: Limits, held: Held, version: str) -> None:
         self._store, self._namespaces, self._limits, self._held = store, namespaces, limits, held
         self._version = version
+        self.attaching: Attaching | None = None  # once it listens
 
     def methods(self) -> Methods:
         """Name in the protocol → function and request."""
@@ -48,6 +58,7 @@ class Control:
             "GetCapabilities": (self.capabilities, pb.GetCapabilitiesRequest),
             "OpenNamespace": (self.open_namespace, pb.OpenNamespaceRequest),
             "Match": (self.match, pb.MatchRequest),
+            "Attach": (self.attach, pb.AttachRequest),
             "Explain": (self.explain, pb.ExplainRequest),
             "Prefetch": (self.prefetch, pb.PrefetchRequest),
             "Remove": (self.remove, pb.RemoveRequest),
@@ -69,6 +80,8 @@ class Control:
             client_nbytes_max=limits.client_nbytes_max,
             call_ms_max=limits.call_ms_max,
             near_tier=self._store.near.name,
+            far_tier=self._store.far.name if self._store.far is not None else "",
+            attach_path=self.attaching.path if self.attaching is not None else "",
         )
 
     def open_namespace(self, caller: Caller, request: pb.OpenNamespaceRequest, _: grpc.ServicerContext) -> Message:
@@ -80,6 +93,15 @@ class Control:
         """As the protocol says."""
         opened = self._namespaces.get(caller, request.namespace, "read")
         return match_reply(opened.namespace.match(opened.keys(request.keys)))
+
+    def attach(self, caller: Caller, request: pb.AttachRequest, _: grpc.ServicerContext) -> Message:
+        """As the protocol says."""
+        caller.rule.require("attach")
+        opened = self._namespaces.get(caller, request.namespace, "read")
+        if self.attaching is None:
+            raise CannotAttach("nobody can attach to this server: serve.attach is off, or it has no unix socket")
+        ticket = self.attaching.ticket(opened.namespace.number, may_write="write" in caller.rule.verbs)
+        return pb.AttachReply(ticket=ticket, key_seed=opened.seed if opened.tenant else b"")
 
     def explain(self, caller: Caller, request: pb.ExplainRequest, _: grpc.ServicerContext) -> Message:
         """As the protocol says."""
@@ -127,7 +149,12 @@ class Control:
     def stats(self, caller: Caller, request: pb.StatsRequest, _: grpc.ServicerContext) -> Message:
         """As the protocol says; `service` has what the calls under way hold."""
         caller.rule.require("stats")
-        return pb.StatsReply(json=json.dumps(self._store.stats() | {"service": self._held.counts()}))
+        return pb.StatsReply(json=json.dumps(self.all_stats()))
+
+    def all_stats(self) -> dict[str, Any]:
+        """The store's statistics with those of the service. Errors: Unavailable."""
+        attached = self.attaching.counts() if self.attaching is not None else {}
+        return self._store.stats() | {"service": self._held.counts(), "attached": attached}
 
 
 class Admin:

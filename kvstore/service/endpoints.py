@@ -39,7 +39,7 @@ def add_unix(server: grpc.Server, path: str) -> int:
         raise ConfigInvalid(f"serve.socket={path!r}: no folder for it: {error}") from None
     if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise ConfigInvalid(f"serve.socket={path!r}: others may write to its folder; use one with mode 0700 or 0755")
-    with _umask(0o177):  # the socket never exists with a wider mode, not even for a moment
+    with private_umask():  # the socket never exists with a wider mode, not even for a moment
         lock = os.open(f"{path}.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -118,8 +118,9 @@ class Certificates:
 
 
 @contextmanager
-def _umask(mask: int) -> Iterator[None]:
-    before = os.umask(mask)
+def private_umask() -> Iterator[None]:
+    """What is made meanwhile is this user's alone."""
+    before = os.umask(0o177)
     try:
         yield
     finally:

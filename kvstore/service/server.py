@@ -16,6 +16,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 from kvstore.access import Access
 from kvstore.config import Config
 from kvstore.errors import LimitExceeded
+from kvstore.service.attaching import Attaching
 from kvstore.service.bulk import Bulk
 from kvstore.service.calls import Calls, Door, refuse
 from kvstore.service.control import Admin, Control, Methods
@@ -69,6 +70,8 @@ class Server:
         self.held = Held(self.limits)
         self.gatekeeper = Gatekeeper(Access.load(settings.access) if settings.access else None)
         self._door, self._namespaces = Door(), Namespaces(store)
+        self._store, self._config = store, config
+        self.attaching: Attaching | None = None
         self.control = Control(store, self._namespaces, self.limits, self.held, version)
         self._admin = Admin(self._namespaces, config, on_drain)
         self._bulk = Bulk(self._namespaces, self.limits, self.held)
@@ -115,13 +118,16 @@ class Server:
         if self._settings.socket:
             self._lock = add_unix(self._server, self._settings.socket)
             log.info("listening on unix:%s", self._settings.socket)
+            if self._settings.attach and self._store.near.is_shared:
+                self.attaching = self.control.attaching = Attaching(self._store, self._config)
+                self.attaching.start()
         if self._settings.listen:
             self.port = add_tcp(self._server, self._settings)
             log.info("listening on %s, port %d", self._settings.listen, self.port)
 
-    def stats(self, store: BlockStore) -> dict[str, Any]:
+    def stats(self) -> dict[str, Any]:
         """The store's statistics with those of the service. Errors: Unavailable."""
-        return store.stats() | {"service": self.held.counts()}
+        return self.control.all_stats()
 
     def drain(self, grace_ms: int) -> None:
         """No new calls; those under way get so long, then are cancelled. Returns when all have ended. Idempotent."""
@@ -129,6 +135,8 @@ class Server:
         self._door.close()
         stopped: threading.Event = self._server.stop(grace_ms / 1000)
         stopped.wait()
+        if self.attaching is not None:
+            self.attaching.stop()
         self._pool.shutdown()  # cancelled calls let go of their blocks before the store closes
         lock, self._lock = self._lock, None
         if lock is not None:

@@ -30,6 +30,7 @@ class HostTier:
 
     def __init__(self, capacity_nbytes: int, *, shared: bool = False, base_pages: bool = False) -> None:
         self.arena = Arena(capacity_nbytes, shared=shared, base_pages=base_pages)
+        self.is_shared = shared  # with other processes, if they are given it
         self._closed = False
 
     def allocate(self, nbytes: int, num_blocks: int, *, moving: bool = False) -> Places:

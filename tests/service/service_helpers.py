@@ -13,12 +13,13 @@ import grpc
 
 import kvstore
 from kvstore.config import Config
+from kvstore.embedded import open_shared
 from kvstore.service.server import Server
 from kvstore.store import BlockStore
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
 
-WAYS = ("embedded", "remote")
+WAYS = ("embedded", "remote", "attached")
 MIB = 1 << 20
 
 
@@ -38,14 +39,14 @@ class Way(NamedTuple):
 
 def config_for(folder: Path, **sections: Any) -> Config:
     """A small store whose server listens in `folder`."""
-    serve = {"socket": str(folder / "s"), "drain_ms": 0, **sections.pop("serve", {})}
+    serve = {"socket": str(folder / "s"), "attach": False, "drain_ms": 0, **sections.pop("serve", {})}
     defaults = {"host": {"nbytes": 8 * MIB}, "disk": {"nbytes": 0}}
     return Config(**{**defaults, **sections, "serve": serve})
 
 
 def start(config: Config, stack: ExitStack) -> tuple[BlockStore, Server]:
     """A store and a server on it; both end with the stack, the server first."""
-    inner = stack.enter_context(kvstore.open(config))
+    inner = stack.enter_context(open_shared(config) if config.serve.attach else kvstore.open(config))
     server = Server(inner, config, "test", on_drain=lambda: None)
     server.start()
     stack.callback(server.drain, 0)
@@ -54,7 +55,8 @@ def start(config: Config, stack: ExitStack) -> tuple[BlockStore, Server]:
 
 def open_way(name: str, folder: Path, stack: ExitStack, **sections: Any) -> Way:
     """A store of 8 MiB reached by one of WAYS."""
-    config = config_for(folder, **sections)
+    serve = {"attach": name == "attached", **sections.pop("serve", {})}
+    config = config_for(folder, serve=serve, **sections)
     if name == "embedded":
         inner = stack.enter_context(kvstore.open(config))
         return Way(name, inner, inner, None, "")

@@ -292,7 +292,7 @@ def test_stats_have_the_same_names(way: Way, ns):
     put_chain(ns, 2)
     found = way.store.stats()
     assert found["tiers"]["host"]["blocks"] == 2 and found["namespaces"]["tiny"]["blocks"] == 2
-    assert found.keys() - {"service"} == way.inner.stats().keys()
+    assert found.keys() - {"service", "attached"} == way.inner.stats().keys()
 
 
 def test_flush_and_cold_reads(disk_way: Way):

@@ -18,7 +18,7 @@ from store_helpers import (
 
 from kvstore import BlockLayout, Lookup
 from kvstore.errors import InvalidRequest, LimitExceeded
-from kvstore.handle import PREFIX_GONE
+from kvstore.putting import PREFIX_GONE
 from kvstore.room import BUSY_REASON
 
 

@@ -16,7 +16,7 @@ cdef extern from "attach.h" nogil:
     ctypedef struct kv_attach_limits:
         uint32_t clients_max, clients_per_process_max, leases_max, reservations_max
         uint64_t reserved_nbytes_max
-        uint32_t lease_ttl_ms, reservation_ttl_ms, put_wait_ms
+        uint32_t lease_ttl_ms, reservation_ttl_ms, put_wait_ms, wait_ms_max
     ctypedef struct kv_attach_counts:
         uint64_t num_clients, num_silent, num_accepted, num_refused, num_malformed, num_reclaimed
         uint64_t num_reservations, reserved_nbytes, num_revoked, num_expired
@@ -24,8 +24,7 @@ cdef extern from "attach.h" nogil:
     ctypedef struct kv_help:
         int kind
         uint16_t ns
-        uint32_t client
-        uint64_t turn
+        uint32_t client, turn
         uint32_t num_blocks, deadline_ms
         uint8_t *keys
     ctypedef struct kv_attach
@@ -38,10 +37,11 @@ cdef extern from "attach.h" nogil:
                         uint32_t ttl_ms)
     int kv_attach_wait(kv_attach *attach)
     int kv_attach_take(kv_attach *attach, kv_help *help)
-    void kv_attach_helped(kv_attach *attach, uint32_t client, uint64_t turn, uint32_t flags)
+    void kv_attach_helped(kv_attach *attach, uint32_t client, uint32_t turn, uint32_t flags)
+    void kv_attach_set_wait(kv_attach *attach, uint32_t put_wait_ms)
     void kv_attach_read_counts(kv_attach *attach, kv_attach_counts *counts)
 
-PROMOTE, ROOM, QUOTA, ENTRIES = 1, 2, 3, 4
+PROMOTE, ROOM, QUOTA, ENTRIES, COLLECT = 1, 2, 3, 4, 5
 READ, WRITE = 1, 2
 CLIENTS_MAX = KV_TABLES_MAX - 8    # the store's own lease tables, and this server's
 
@@ -79,15 +79,9 @@ cdef class AttachSocket:
             kv_attach_serve(self._attach)
 
     def stop(self):
-        """End `serve` and `wait`. Idempotent; from any thread."""
+        """End `serve` and `wait`: connections close, reservations are undone. Leases of clients count as long as this
+        object lives. Idempotent; from any thread."""
         kv_attach_stop(self._attach)
-
-    def close(self):
-        """Give back everything that clients hold. After `serve` and every other call have returned. Idempotent."""
-        cdef kv_attach *attach = self._attach
-        self._attach = NULL
-        if attach != NULL:
-            kv_attach_destroy(attach)
 
     def issue(self, uint32_t uid, uint16_t ns, uint32_t rights, uint32_t ttl_ms):
         """A ticket (16 bytes) for one use: a process of user `uid` opens namespace `ns` with these rights within
@@ -106,8 +100,8 @@ cdef class AttachSocket:
         return bool(going_on)
 
     def take(self):
-        """One thing that the store is asked for: (kind, namespace, client, turn, number of blocks, deadline in ms,
-        keys as bytes), or None."""
+        """One thing that the store is asked for: (kind, namespace, client, turn, number of blocks, keys as bytes), or
+        None."""
         cdef kv_help help
         if not kv_attach_take(self._attach, &help):
             return None
@@ -117,12 +111,16 @@ cdef class AttachSocket:
                 keys = PyBytes_FromStringAndSize(<char *>help.keys, <Py_ssize_t>help.num_blocks * KV_KEY_NBYTES)
             finally:
                 free(help.keys)
-        return help.kind, help.ns, help.client, help.turn, help.num_blocks, help.deadline_ms, keys
+        return help.kind, help.ns, help.client, help.turn, help.num_blocks, keys
 
-    def helped(self, uint32_t client, uint64_t turn, uint32_t flags):
-        """A request that waited for the store goes on, with these flags of the put path in addition."""
+    def helped(self, uint32_t client, uint32_t turn, uint32_t flags):
+        """A reservation that waited for the store can go on, with these flags of the put path in addition."""
         if self._attach != NULL:
             kv_attach_helped(self._attach, client, turn, flags)
+
+    def set_wait(self, uint32_t put_wait_ms):
+        """How long a reservation waits for room when its client does not say, from the next one on."""
+        kv_attach_set_wait(self._attach, put_wait_ms)
 
     def counts(self):
         """Counters and gauges as a dict."""

@@ -4,7 +4,9 @@ ctypedef void (*marker)(kv_index *, const uint32_t *, uint32_t, uint8_t *) noexc
 
 
 cdef class IndexView:
+    # What a reader sees. Of the writer's fields of `_index` a view of another process has none.
     cdef kv_index _index
+    cdef uint32_t[::1] checked_ids(self, object ids)
 
 
 cdef class Index(IndexView):

@@ -53,6 +53,14 @@ cdef uint32_t[::1] _u32(object array):
 cdef class IndexView:
     """What a reader sees of an index, in this process or another."""
 
+    cdef uint32_t[::1] checked_ids(self, object ids):
+        cdef uint32_t[::1] view = _u32(ids)
+        cdef Py_ssize_t i
+        for i in range(view.shape[0]):
+            if view[i] >= self._index.entries_max:
+                raise InvalidRequest(f"id {view[i]} is over the index's {self._index.entries_max} entries")
+        return view
+
     def match(self, keys, int ns=-1):
         """(leading blocks stored, leading ones of them near, near ones in all). Protects nothing.
 
@@ -477,6 +485,20 @@ cdef class Index(IndexView):
         kv_evict_drain(&self._index)
 
     # ---- numbers ----
+
+    def lookups(self):
+        """What was asked by leases so far, in all tables: how many, keys asked for, blocks found, of these near when
+        first asked; and lease entries in use, whole groups."""
+        cdef kv_lookups sum
+        cdef uint32_t in_use = kv_evict_lookups(&self._index, &sum)
+        return {"leases": sum.num_acquires, "blocks_asked": sum.num_keys, "blocks_found": sum.num_held,
+                "blocks_near": sum.num_near, "leases_in_use": in_use}
+
+    def tell_readers(self, bint far_is_well, uint64_t arriving_nbytes, uint64_t read_nbytes_per_s):
+        """What readers in other processes estimate by how long it takes until a far block is near."""
+        self._index.header.far_is_well = far_is_well
+        self._index.header.arriving_nbytes = arriving_nbytes
+        self._index.header.read_nbytes_per_s = read_nbytes_per_s
 
     def counts(self):
         """Counters and gauges of the index as a dict."""

@@ -120,7 +120,7 @@ cdef class LeaseTable:
     def hold(self, ids):
         """A Grip on reserved ids, so that nobody is given their places while it lives; the caller holds the store's
         lock. Errors: LimitExceeded when the table has no room for all of them."""
-        cdef uint32_t[::1] view = (<Index?>self._index)._ids(ids)
+        cdef uint32_t[::1] view = self._index.checked_ids(ids)
         cdef uint32_t none = 0
         cdef Grip grip = Grip.__new__(Grip)
         cdef uint32_t num_ids = <uint32_t>view.shape[0]
@@ -131,11 +131,6 @@ cdef class LeaseTable:
                                 "release some leases")
         grip.num_blocks = num_ids
         return grip
-
-    def counts(self):
-        """Counted acquires so far: how many, keys asked for, blocks found, of these near when first asked."""
-        return {"leases": self._table.num_acquires, "blocks_asked": self._table.num_keys,
-                "blocks_found": self._table.num_held, "blocks_near": self._table.num_near}
 
     @property
     def touches(self):

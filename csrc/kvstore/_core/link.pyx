@@ -11,7 +11,7 @@ import numpy as np
 from kvstore._core.index cimport IndexView, keys_of
 from kvstore._core.records cimport *
 
-from kvstore.errors import InvalidRequest, LimitExceeded, Unavailable
+from kvstore.errors import AccessDenied, InvalidRequest, LeaseExpired, LimitExceeded, Unavailable
 
 cdef extern from "link.h" nogil:
     enum:
@@ -24,13 +24,15 @@ cdef extern from "link.h" nogil:
         KV_MESSAGE_ABANDON
         KV_MESSAGE_PROMOTE
         KV_MESSAGE_BYE
+        KV_MESSAGE_RETRY
         KV_STATUS_OK
         KV_STATUS_DENIED
         KV_STATUS_LIMIT
         KV_STATUS_UNKNOWN
         KV_STATUS_FOREIGN
+        KV_STATUS_WAIT
         KV_REPLY_NBYTES_MAX
-    const uint32_t KV_AT_PRESENT, KV_AT_BUSY, KV_AT_REFUSED
+    const uint32_t KV_AT_PRESENT, KV_AT_BUSY, KV_AT_REFUSED, KV_WAIT_DEFAULT
     ctypedef struct kv_message:
         uint16_t type, status
         uint32_t detail
@@ -39,7 +41,6 @@ cdef extern from "link.h" nogil:
         uint32_t version
         uint8_t *ticket
     ctypedef struct kv_opened:
-        uint8_t *boot
         uint64_t arena_nbytes, reserved_nbytes_max
         uint32_t leases_max, reservations_max, keys_max, lease_ttl_ms, ns, rights, num_fds
     ctypedef struct kv_chain:
@@ -70,7 +71,7 @@ cdef extern from "link.h" nogil:
     void kv_link_watch(kv_link *link)
     int kv_link_call(kv_link *link, kv_call *call)
 
-KEYS_MAX = KV_ATTACH_KEYS_MAX
+KEYS_MAX, WAIT_DEFAULT = KV_ATTACH_KEYS_MAX, KV_WAIT_DEFAULT
 _LIMITS = {1: "clients", 2: "leases", 3: "reservations", 4: "reserved bytes"}
 WHY = ("memory", "index", "quota")
 
@@ -87,14 +88,10 @@ cdef class SharedIndex(IndexView):
         kv_index_unmap(&self._index)
 
     @property
-    def is_closed(self):
-        """Whether its owner ended in good order."""
-        return self._index.header.closed != 0
-
-    @property
-    def boot(self):
-        """16 bytes that no other run of a daemon has."""
-        return bytes([self._index.header.boot[i] for i in range(16)])
+    def far(self):
+        """(whether the daemon's far tier answers, bytes on their way near, bytes a second that come; 0: not known)."""
+        return (bool(self._index.header.far_is_well), self._index.header.arriving_nbytes,
+                self._index.header.read_nbytes_per_s)
 
 
 cdef class Link:
@@ -127,24 +124,29 @@ cdef class Link:
         with nogil:
             kv_link_watch(&self._link)
 
+    def disown(self):
+        """In a child after a fork: the connection stays the parent's."""
+        self._link.is_over = 1
+
     @property
     def is_over(self):
         """Whether it is of no use any more."""
         return self._link.is_over != 0
 
     cdef int _call(self, kv_call *call) except -1:
+        """The status: KV_STATUS_OK, _WAIT or _UNKNOWN; others are errors."""
         cdef int code
         with nogil:
             code = kv_link_call(&self._link, call)
         if code < 0:
             raise Unavailable(f"the daemon does not answer: {os.strerror(-code)}")
         status, detail = call.reply.status, call.reply.detail
-        if status == KV_STATUS_OK:
-            return 0
+        if status in (KV_STATUS_OK, KV_STATUS_WAIT, KV_STATUS_UNKNOWN):
+            return status
         for i in range(call.num_fds):
             os.close(call.fds[i])
         if status == KV_STATUS_DENIED:
-            raise InvalidRequest("the daemon does not allow this: no right to it, or a ticket that is used up or too old")
+            raise AccessDenied("the daemon does not allow this: no right to it, or a ticket that is used up or too old")
         if status == KV_STATUS_LIMIT:
             raise LimitExceeded(f"over the daemon's limit of {_LIMITS.get(detail, detail)} of one client")
         if status == KV_STATUS_FOREIGN:
@@ -174,35 +176,56 @@ cdef class Link:
                 reply.lease_ttl_ms, fds)
 
     def reserve(self, keys, uint32_t ns, uint32_t shard, uint32_t deadline_ms):
-        """Reserve what is not stored of a chain of at most KEYS_MAX keys: (reservation, positions, places, number
-        present, [(position, is busy)] of the others, why those got nothing). The reservation is 0 for no positions."""
+        """Reserve what is not stored of a chain of at most KEYS_MAX keys, waiting for room until the deadline or as long
+        as the daemon is configured to (WAIT_DEFAULT): (reservation, positions, ids, places, number present,
+        [(position, is busy)] of the others, why those got nothing); the reservation is 0 for no positions. Or a number:
+        room is being made, `retry` with it soon, or reserve again if it is 0."""
         cdef Py_buffer view
         cdef kv_chain request
+        cdef uint32_t num_keys
+        keys_of(keys, &view)
+        try:
+            if not 1 <= view.len // KV_KEY_NBYTES <= KV_ATTACH_KEYS_MAX:
+                raise InvalidRequest(f"a reservation of {view.len // KV_KEY_NBYTES} keys; allowed: 1 to {KEYS_MAX}")
+            num_keys = <uint32_t>(view.len // KV_KEY_NBYTES)
+            memset(&request, 0, sizeof(request))
+            request.head.type = KV_MESSAGE_RESERVE
+            request.ns, request.shard, request.deadline_ms, request.num_keys = ns, shard, deadline_ms, num_keys
+            return self._ask_for_places(&request.head, sizeof(request), view.buf, <size_t>view.len, num_keys)
+        finally:
+            PyBuffer_Release(&view)
+
+    def retry(self, uint32_t number, uint32_t num_keys):
+        """Look again at a reservation of `num_keys` keys that waits; as `reserve`."""
+        cdef kv_end request
+        memset(&request, 0, sizeof(request))
+        request.head.type = KV_MESSAGE_RETRY
+        request.reservation = number
+        return self._ask_for_places(&request.head, sizeof(request), NULL, 0, num_keys)
+
+    cdef object _ask_for_places(self, kv_message *request, size_t request_nbytes, const void *keys, size_t keys_nbytes,
+                                uint32_t num_keys):
         cdef kv_call call
         cdef kv_reserved *reply
-        keys_of(keys, &view)
-        if not 1 <= view.len // KV_KEY_NBYTES <= KV_ATTACH_KEYS_MAX:
-            PyBuffer_Release(&view)
-            raise InvalidRequest(f"a reservation of {view.len // KV_KEY_NBYTES} keys; allowed: 1 to {KEYS_MAX}")
-        memset(&request, 0, sizeof(request))
         memset(&call, 0, sizeof(call))
-        request.head.type = KV_MESSAGE_RESERVE
-        request.ns, request.shard, request.deadline_ms = ns, shard, deadline_ms
-        request.num_keys = <uint32_t>(view.len // KV_KEY_NBYTES)
-        call.request, call.request_nbytes = &request.head, sizeof(request)
-        call.keys, call.keys_nbytes = view.buf, <size_t>view.len
-        call.reply_max = sizeof(kv_reserved) + request.num_keys * 4
+        call.request, call.request_nbytes = request, request_nbytes
+        call.keys, call.keys_nbytes = keys, keys_nbytes
+        call.reply_max = sizeof(kv_reserved) + num_keys * 8
         call.reply = <kv_message *>malloc(call.reply_max)
         try:
             if call.reply == NULL:
                 raise MemoryError
-            self._call(&call)
+            status = self._call(&call)
+            if status == KV_STATUS_WAIT:
+                return call.reply.detail
+            if status == KV_STATUS_UNKNOWN:  # it was given up meanwhile
+                return 0
             reply = <kv_reserved *>call.reply
-            if call.reply_nbytes != call.reply_max or reply.num_keys != request.num_keys:
+            if (call.reply_nbytes < sizeof(kv_reserved) or reply.num_keys != num_keys or reply.num_granted > num_keys or
+                    call.reply_nbytes != sizeof(kv_reserved) + (num_keys + reply.num_granted) * 4):
                 raise Unavailable("the daemon's answer makes no sense")
             return self._reserved(reply)
         finally:
-            PyBuffer_Release(&view)
             free(call.reply)
 
     cdef object _reserved(self, const kv_reserved *reply):
@@ -210,8 +233,9 @@ cdef class Link:
         cdef uint32_t i, num = 0, present = 0
         positions_out = np.empty(reply.num_granted, dtype=np.intp)
         places_out = np.empty(reply.num_granted, dtype=np.uint32)
+        ids_out = np.empty(reply.num_granted, dtype=np.uint32)
         cdef Py_ssize_t[::1] positions = positions_out
-        cdef uint32_t[::1] places = places_out
+        cdef uint32_t[::1] places = places_out, ids = ids_out
         refused = []
         for i in range(reply.num_keys):
             if at[i] == KV_AT_PRESENT:
@@ -219,12 +243,14 @@ cdef class Link:
             elif at[i] == KV_AT_BUSY or at[i] == KV_AT_REFUSED:
                 refused.append((i, at[i] == KV_AT_BUSY))
             elif num < reply.num_granted:
-                positions[num], places[num] = i, at[i]
+                positions[num], places[num], ids[num] = i, at[i], at[reply.num_keys + num]
                 num += 1
-        return reply.reservation, positions_out[:num], places_out[:num], present, refused, WHY[min(reply.why, 2)]
+        if num < reply.num_granted:
+            raise Unavailable("the daemon's answer makes no sense")
+        return reply.reservation, positions_out, ids_out, places_out, present, refused, WHY[min(reply.why, 2)]
 
     def commit(self, uint32_t reservation):
-        """Commit a reservation; how many of its blocks had been undone before. Errors: as `finish`."""
+        """Commit a reservation; how many of its blocks had been undone before. Errors: LeaseExpired."""
         return self._finish(reservation, KV_MESSAGE_COMMIT)
 
     def abandon(self, uint32_t reservation):
@@ -242,7 +268,8 @@ cdef class Link:
         request.reservation = reservation
         call.request, call.request_nbytes = &request.head, sizeof(request)
         call.reply, call.reply_max = <kv_message *>&reply, sizeof(reply)
-        self._call(&call)
+        if self._call(&call) == KV_STATUS_UNKNOWN:
+            raise LeaseExpired("the daemon does not know this reservation any more")
         return reply.num_lost
 
     def promote(self, keys, uint32_t ns, uint32_t deadline_ms):

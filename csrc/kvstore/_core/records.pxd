@@ -53,10 +53,11 @@ cdef extern from "index.h" nogil:
     ctypedef struct kv_table
     ctypedef struct kv_policy
     ctypedef struct kv_header:
-        uint8_t *boot
-        uint64_t closed
+        uint64_t far_is_well, arriving_nbytes, read_nbytes_per_s
+    ctypedef struct kv_lookups:
+        uint64_t num_acquires, num_keys, num_held, num_near
     ctypedef struct kv_index:
-        const kv_header *header
+        kv_header *header
         pthread_mutex_t lock
         kv_record *records
         kv_links *links
@@ -133,7 +134,6 @@ cdef extern from "lease.h" nogil:
     ctypedef struct kv_table:
         kv_leases *shared
         uint32_t num_groups
-        uint64_t num_acquires, num_keys, num_held, num_near
     enum kv_stop:
         KV_STOP_END
         KV_STOP_MISS
@@ -160,6 +160,7 @@ cdef extern from "evict.h" nogil:
         uint32_t capacity, num_near, num_far
     int kv_evict_attach(kv_index *index, kv_table *table)
     void kv_evict_detach(kv_index *index, kv_table *table)
+    uint32_t kv_evict_lookups(const kv_index *index, kv_lookups *sum)
     void kv_evict_drain(kv_index *index)
     uint64_t kv_evict_near(kv_index *index, uint64_t wanted_nbytes, int keep_unwritten, kv_freed *freed)
     uint64_t kv_evict_far(kv_index *index, uint64_t wanted_nbytes, kv_freed *freed)

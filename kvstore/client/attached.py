@@ -1,0 +1,212 @@
+"""AttachedNamespace: the verbs on blocks over a daemon's memory, mapped into this process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from kvstore._core.lease import Grip
+from kvstore.arrays import Keys
+from kvstore.block import BlockLayout, Match, PutResult
+from kvstore.checks import checked_keys, duration_us, whole_number
+from kvstore.client.attachment import Attachments
+from kvstore.client.coming import Coming
+from kvstore.client.handle import RemoteNamespace
+from kvstore.client.lease import RemoteLease
+from kvstore.client.link import Link
+from kvstore.client.putting import UNAVAILABLE
+from kvstore.client.room import RemoteRoom
+from kvstore.client.space import Space
+from kvstore.copying import Located
+from kvstore.errors import AccessDenied, LeaseExpired, LimitExceeded, Unavailable
+from kvstore.lease import Lease
+from kvstore.namespace import NamespaceSpec
+from kvstore.putting import fill_and_commit
+from kvstore.room import Grant, Room
+from kvstore.v1 import kvstore_pb2 as pb
+
+
+class AttachedNamespace(RemoteNamespace):
+    """As RemoteNamespace, but what is in the daemon's memory is looked up, read and written there, without a call.
+
+    While it cannot be attached, every verb goes by calls. Leases are on the daemon's own blocks: LeaseExpired when one
+    was held for longer than the daemon's serve.lease_ms_max and taken away. A view that outlives its lease's time may
+    show other bytes: ask `Lease.is_intact` after reading. Errors besides those of RemoteNamespace: LimitExceeded over
+    the daemon's limits on what one process may lease or reserve.
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        spec: NamespaceSpec,
+        quota_nbytes: int | None,
+        check_open: Callable[[], None],
+        attachments: Attachments,
+    ) -> None:
+        super().__init__(link, spec, quota_nbytes, check_open)
+        self._attachments = attachments
+        self._space: Space | None = None
+
+    def _attached(self) -> Space | None:
+        """The daemon's memory; None while it is not to be had."""
+        space = self._space
+        if space is not None and not space.attachment.is_over:
+            return space
+        self._space = None
+        if self._link.circuit.is_open or not self._attachments.ready():
+            return None
+        try:
+            self._space = self._with_handle(self._attach)
+        except (Unavailable, AccessDenied, LimitExceeded) as error:
+            self._attachments.failed(error)
+        return self._space
+
+    def _attach(self, handle: int) -> Space:
+        path = self._link.capabilities.attach_path
+        if not path:
+            raise Unavailable("the daemon lets nobody attach")
+        reply = self._link.ask("Attach", pb.AttachRequest(namespace=handle), pb.AttachReply, repeat=True)
+        attachment, number = self._attachments.open(path, reply.ticket)
+        return Space(attachment, number, reply.key_seed, self.spec)
+
+    # ---- reading ----
+
+    def match(self, keys: Keys) -> Match:
+        """As Namespace.match."""
+        self._check_open()
+        space = self._attached()
+        if space is None:
+            return super().match(keys)
+        index = space.attachment.index
+        num_blocks, leading, near = index.match(space.known_by(checked_keys(keys)), space.number)
+        if near < num_blocks and not index.far[0]:
+            num_blocks = near = leading
+        limits, far = self._link.capabilities, num_blocks - near
+        by_tier = {name: num for name, num in ((limits.near_tier, near), (limits.far_tier, far)) if num}
+        return Match(num_blocks, by_tier, space.load_us(far))
+
+    def lease(self, keys: Keys, deadline_ms: float | None = None) -> Lease | RemoteLease:  # type: ignore[override]
+        """As Namespace.lease."""
+        self._check_open()
+        space = self._attached()
+        if space is None:
+            return super().lease(keys, deadline_ms)
+        keys = checked_keys(keys)
+        if deadline_ms is not None:
+            duration_us("deadline_ms", deadline_ms)
+        known = space.known_by(keys)
+        grip = space.attachment.leases.acquire(known, True, space.number)
+        if grip.is_near:
+            return Lease(space, grip, len(keys))
+        coming = self._coming(space, keys, known, grip, deadline_ms)
+        while coming.next():
+            pass
+        return Lease(space, coming.grip, len(keys), coming.load_us, coming.num_promoted)
+
+    def _coming(self, space: Space, keys: Keys, known: Keys, grip: Grip, deadline_ms: float | None) -> Coming:
+        if deadline_ms == 0:
+            return Coming(space, known, grip, None)
+        near = self._link.capabilities.near_tier
+        return Coming(space, known, grip, lambda: super(AttachedNamespace, self).prefetch(keys, near, deadline_ms))
+
+    def get(self, keys: Keys, out: Any = None, deadline_ms: float | None = None) -> tuple[int, Any]:
+        """As Namespace.get."""
+        self._check_open()
+        space = self._attached()
+        if space is None:
+            return super().get(keys, out, deadline_ms)
+        if out is not None:
+            space.locate(out, None, None, writable=True)
+        keys = checked_keys(keys)
+        if deadline_ms is not None:
+            duration_us("deadline_ms", deadline_ms)
+        known = space.known_by(keys)
+        grip = space.attachment.leases.acquire(known, True, space.number)
+        made = np.empty((grip.num_blocks, self.spec.block_nbytes), dtype=np.uint8) if out is None else None
+        found = space.locate(out if made is None else made, None, None, writable=True)
+        coming = self._coming(space, keys, known, grip, deadline_ms)
+        try:
+            num_copied = _copied(space, coming, found)
+        finally:
+            coming.grip.release()
+        return num_copied, out if made is None else made[:num_copied]
+
+    # ---- writing ----
+
+    def reserve(self, keys: Keys, shard: int = 0, deadline_ms: float | None = None) -> Room | RemoteRoom:  # type: ignore[override]
+        """As Namespace.reserve."""
+        self._check_open()
+        keys, shard = checked_keys(keys), self._checked_shard(shard)
+        space = self._attached()
+        if space is None or not space.takes(keys):
+            return super().reserve(keys, shard, deadline_ms)
+        if deadline_ms is not None:
+            duration_us("deadline_ms", deadline_ms)
+        try:
+            reserved, grant = space.reserve(space.known_by(keys), shard, deadline_ms)
+        except Unavailable:
+            nbytes = self.spec.part_nbytes
+            return RemoteRoom(None, dict.fromkeys(range(len(keys)), UNAVAILABLE), nbytes, nbytes)
+        return Room(reserved, shard, grant)
+
+    def put(
+        self,
+        keys: Keys,
+        blocks: Any,
+        *,
+        start: int = 0,
+        shard: int = 0,
+        layout: BlockLayout | None = None,
+        block_ids: Any = None,
+        deadline_ms: float | None = None,
+        durable: bool = False,
+    ) -> PutResult:
+        """As Namespace.put."""
+        self._check_open()
+        keys, shard = checked_keys(keys), self._checked_shard(shard)
+        space = self._attached()
+        if space is None or not space.takes(keys):
+            arguments: dict[str, Any] = {"start": start, "shard": shard, "layout": layout, "block_ids": block_ids}
+            return super().put(keys, blocks, deadline_ms=deadline_ms, durable=durable, **arguments)
+        began_us = self._clock.now_us()
+        if deadline_ms is not None:
+            duration_us("deadline_ms", deadline_ms)
+        start = whole_number("start", start, 0, len(keys))
+        sources = space.locate(blocks, layout, block_ids, writable=False).require(len(keys) - start)
+        result = self._put(space, keys, sources, start, shard, deadline_ms)
+        if not durable or result.rejected:
+            return result
+        left_ms = None if deadline_ms is None else max(0.0, deadline_ms - (self._clock.now_us() - began_us) / 1000)
+        return replace(result, durable=self.make_durable(keys, left_ms))
+
+    def _put(
+        self, space: Space, keys: Keys, sources: Located, start: int, shard: int, deadline_ms: float | None
+    ) -> PutResult:
+        grant: Grant | None = None
+        try:
+            reserved, grant = space.reserve(space.known_by(keys), shard, deadline_ms)
+            return fill_and_commit(reserved, grant, sources, start=start, shard=shard, num_keys=len(keys))
+        except (Unavailable, LeaseExpired):  # the daemon has gone meanwhile
+            present = grant.present if grant is not None else 0
+            return PutResult(0, present, dict.fromkeys(range(max(start, present), len(keys)), UNAVAILABLE))
+
+    def __repr__(self) -> str:
+        return f"<AttachedNamespace {self.spec.title!r} at {self._link.target}>"
+
+
+def _copied(space: Space, coming: Coming, found: Located) -> int:
+    """Copy what is near while what follows it is still being read; how many blocks. What was leased for too long and
+    taken away is a miss, whatever was copied."""
+    num_copied = 0
+    while coming.grip.num_near > num_copied or coming.next():
+        num_near = coming.grip.num_near
+        if num_near > num_copied:
+            found = found.require_room(num_near)
+            space.copy_out(coming.grip.near_places()[num_copied:num_near], found.rows(num_copied, num_near))
+            if not coming.grip.intact:
+                return 0
+            num_copied = num_near
+    return num_copied

@@ -1,0 +1,80 @@
+"""Coming: the far part of a leased prefix on its way near, as an attached process sees it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+
+from kvstore._core.lease import STOP_BUSY, STOP_FULL, Grip
+from kvstore.arrays import Keys
+from kvstore.block import Match
+from kvstore.client.space import Space
+from kvstore.errors import KVStoreError, LimitExceeded
+
+LOOK_S = 0.000_5  # between two looks at what has arrived
+BUSY_ROUNDS_MAX = 100  # an eviction looks at a block for microseconds
+
+
+class Coming:
+    """Waits until more leading blocks of `keys` are near; of one thread.
+
+    `prefetch` asks the daemon for them and is done when they are there or will not come. None: nobody waits, the daemon
+    is asked to bring them for the next time.
+    """
+
+    def __init__(self, space: Space, keys: Keys, grip: Grip, prefetch: Callable[[], Future[Match]] | None) -> None:
+        self._space, self._keys, self._prefetch = space, keys, prefetch
+        self._answer: Future[Match] | None = None
+        self._pause = threading.Event()  # for its timeout
+        self._num_near = grip.num_near
+        self.grip = grip
+        self.load_us = 0
+
+    @property
+    def num_promoted(self) -> int:
+        """Blocks that have arrived."""
+        return self.grip.num_near - self._num_near
+
+    def next(self) -> bool:
+        """Wait until more leading blocks are near; False when none will be in time. Errors: LimitExceeded."""
+        num_near = self.grip.num_near
+        self._settle()
+        while self.grip.num_near <= num_near:
+            if self.grip.num_near == self.grip.num_blocks:
+                return False
+            self.load_us = self._space.load_us(self.grip.num_blocks - self.grip.num_near)
+            if self._prefetch is None:
+                self._ask_for_later()
+                return False
+            if self._answer is None:
+                self._answer = self._prefetch()
+            was_done = self._answer.done()
+            if not was_done:
+                self._pause.wait(LOOK_S)
+            if not self.grip.advance():
+                self._again()
+            if was_done and self.grip.num_near <= num_near:
+                return False
+        return True
+
+    def _ask_for_later(self) -> None:
+        try:
+            self._space.promote(self._keys)
+        except KVStoreError:  # the daemon is gone or has enough to do: it is a hint
+            return
+
+    def _settle(self) -> None:
+        """Leases that end at a block which an eviction was looking at. Errors: LimitExceeded."""
+        for _ in range(BUSY_ROUNDS_MAX):
+            if self.grip.stop == STOP_FULL:
+                self.grip.release()
+                most = self._space.attachment.leases.entries_max
+                raise LimitExceeded(f"{len(self._keys)} more blocks do not fit into serve.leases_max={most}")
+            if self.grip.stop != STOP_BUSY:
+                return
+            self._again()
+
+    def _again(self) -> None:
+        self.grip.release()
+        self.grip = self._space.attachment.leases.acquire(self._keys, False, self._space.number)
