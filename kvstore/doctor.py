@@ -35,7 +35,7 @@ class Finding:
 
 def examine(config: Config, root: Path = Path("/")) -> list[Finding]:
     """Look at everything that a store of this configuration meets. `root`: where /proc and /sys are."""
-    huge = [_shared_pages(root) if config.serve.attach else _private_pages(root)]
+    huge = [_private_pages(root), *([_shared_pages(root)] if config.serve.attach else [])]
     found = [*huge, _memory(config, root), _swap(root), _nodes(root), _sha(root), _descriptors()]
     return [*found, _io_uring(root), *_disk(config)] if config.disk.nbytes else found
 
@@ -66,8 +66,8 @@ def _shared_pages(root: Path) -> Finding:
     mode = _chosen(_read(root / HUGE / "shmem_enabled"))
     found = f"{reserved} reserved; shared memory: {mode}"
     if reserved != "0" or mode in ("always", "advise", "within_size", "force"):
-        return Finding("huge pages", found)
-    return Finding("huge pages", found, "costs", SLOW_PAGES, f"echo advise > /{HUGE}/shmem_enabled")
+        return Finding("shared huge pages", found)
+    return Finding("shared huge pages", found, "costs", SLOW_PAGES, f"echo advise > /{HUGE}/shmem_enabled")
 
 
 def _meminfo(root: Path) -> dict[str, int]:

@@ -246,7 +246,7 @@ class Namespace:
         start = whole_number("start", start, 0, len(keys))
         sources = self.locate(blocks, layout, block_ids, writable=False).require(len(keys) - start)
         grant = self._reserve(keys, shard, deadline_ms)
-        return fill_and_commit(self, grant, sources, start=start, shard=shard, num_keys=len(keys))
+        return fill_and_commit(self, grant, sources, start=start, shard=shard)
 
     def remove(self, keys: Keys) -> int:
         """Remove these blocks and every stored block that extends one of them; returns how many went."""

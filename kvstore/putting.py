@@ -9,10 +9,8 @@ from kvstore.room import Grant, Granting
 PREFIX_GONE = "the blocks before it are not stored any more"
 
 
-def fill_and_commit(
-    owner: Granting, grant: Grant, sources: Located, *, start: int, shard: int, num_keys: int
-) -> PutResult:
-    """Store what was granted of a chain of `num_keys`, whose parts from position `start` on `sources` has.
+def fill_and_commit(owner: Granting, grant: Grant, sources: Located, *, start: int, shard: int) -> PutResult:
+    """Store what was granted of a chain, whose parts from position `start` to its end `sources` has.
 
     Errors: those of copying and committing; nothing is stored then.
     """
@@ -22,7 +20,7 @@ def fill_and_commit(
     if grant.positions[0] < start:  # what this was to extend has left the store since the caller looked
         owner.abandon_later(mine, shard)
         owner.settle()
-        return PutResult(0, grant.present, {i: PREFIX_GONE for i in range(grant.present, num_keys)})
+        return PutResult(0, grant.present, {i: PREFIX_GONE for i in range(grant.present, start + sources.num_blocks)})
     try:
         chosen = grant.positions - start if len(mine) < sources.num_blocks else None
         owner.copy_in(grant.places, shard, sources, chosen)

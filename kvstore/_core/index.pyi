@@ -4,6 +4,8 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import disjoint_base
 
+from kvstore._core.view import IndexView
+
 NONE: int
 KEY_NBYTES: int
 SHARDS_MAX: int
@@ -28,10 +30,6 @@ _Mask = NDArray[np.uint8]
 _Words = NDArray[np.uint64]
 _Keys = NDArray[np.uint8] | bytes
 _Groups = list[tuple[int, int, NDArray[np.uint32]]]
-
-@disjoint_base
-class IndexView:
-    def match(self, keys: _Keys, ns: int = -1) -> tuple[int, int, int]: ...
 
 @disjoint_base
 class Index(IndexView):

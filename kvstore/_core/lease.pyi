@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import disjoint_base
 
-from kvstore._core.index import IndexView
+from kvstore._core.view import IndexView
 
 STOP_END: int
 STOP_MISS: int

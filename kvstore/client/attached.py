@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kvstore._core.lease import Grip
 from kvstore.arrays import Keys
 from kvstore.block import BlockLayout, Match, PutResult
 from kvstore.checks import checked_keys, duration_us, whole_number
@@ -27,6 +26,9 @@ from kvstore.namespace import NamespaceSpec
 from kvstore.putting import fill_and_commit
 from kvstore.room import Grant, Room
 from kvstore.v1 import kvstore_pb2 as pb
+
+if TYPE_CHECKING:
+    from kvstore._core.lease import Grip
 
 
 class AttachedNamespace(RemoteNamespace):
@@ -188,7 +190,7 @@ class AttachedNamespace(RemoteNamespace):
         grant: Grant | None = None
         try:
             reserved, grant = space.reserve(space.known_by(keys), shard, deadline_ms)
-            return fill_and_commit(reserved, grant, sources, start=start, shard=shard, num_keys=len(keys))
+            return fill_and_commit(reserved, grant, sources, start=start, shard=shard)
         except (Unavailable, LeaseExpired):  # the daemon has gone meanwhile
             present = grant.present if grant is not None else 0
             return PutResult(0, present, dict.fromkeys(range(max(start, present), len(keys)), UNAVAILABLE))

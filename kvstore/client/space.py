@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kvstore import copying, hashing
-from kvstore._core.arena import Window
-from kvstore._core.lease import Grip
 from kvstore._core.link import KEYS_MAX, WAIT_DEFAULT
 from kvstore.arrays import Ids, Keys
 from kvstore.block import BlockLayout
@@ -20,6 +18,10 @@ from kvstore.errors import LeaseExpired, Unavailable
 from kvstore.namespace import NamespaceSpec
 from kvstore.room import BUSY_REASON, Grant
 from kvstore.tiers.base import Places
+
+if TYPE_CHECKING:
+    from kvstore._core.arena import Window
+    from kvstore._core.lease import Grip
 
 PAUSE_S_MIN, PAUSE_S_MAX = 0.000_1, 0.002  # between two looks at a reservation that waits for room
 FULL = {

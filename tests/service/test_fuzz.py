@@ -97,8 +97,10 @@ def test_any_bytes_get_a_named_error_and_leave_nothing_behind(tmp_path: Path, se
 def test_a_handle_of_another_tenant_is_no_handle(tmp_path: Path):
     """Every method with the handle and keys of another tenant: as if they did not exist."""
     table = tmp_path / "access.toml"
-    row = '[[tenant]]\nname = "{0}"\ntoken_sha256 = ["{1}"]\nverbs = ["read", "write", "remove", "admin", "stats", "attach"]\n'
-    table.write_text("".join(row.format(name, hashlib.sha256(name.encode()).hexdigest()) for name in ("one", "two")))
+    row = '[[tenant]]\nname = "{0}"\ntoken_sha256 = ["{1}"]\nverbs = {2}\n'
+    verbs = '["read", "write", "remove", "admin", "stats", "attach"]'
+    tokens = {name: hashlib.sha256(name.encode()).hexdigest() for name in ("one", "two")}
+    table.write_text("".join(row.format(name, token, verbs) for name, token in tokens.items()))
     with ExitStack() as stack:
         config = config_for(tmp_path, serve={"access": str(table)})
         start(config, stack)

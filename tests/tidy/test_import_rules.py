@@ -102,11 +102,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "durability": {"_core.index", "checks", "tiers.base"},
     "lease": {"copying"},
     "room": {"tiers.base"},
+    "putting": {"copying", "room"},
     "reservation": {"_core.put", "room"},
     "arrivals": {"_core.lease", "tiers.base"},
     "handle": {
         *("arrivals", "_core.lease", "checks", "copying", "durability", "hashing", "lease", "namespace"),
-        *("reservation", "room", "tiers.base"),
+        *("putting", "reservation", "room", "tiers.base"),
     },
     "store": {
         "_core.index",
@@ -139,19 +140,28 @@ MAY_IMPORT: dict[str, set[str]] = {
     "service.namespaces": {
         *("access", "checks", "handle", "hashing", "namespace", "service.identity", "service.limits", "store"),
     },
+    "service.attaching": {"_core.attach", "_core.put", "config", "service.endpoints", "store"},
     "service.bulk": {
-        *("_core.transfer", "frames", "handle", "lease", "room", "service.calls", "service.identity"),
+        *("_core.transfer", "frames", "lease", "putting", "room", "service.calls", "service.identity"),
         *("service.limits", "service.namespaces", "v1.kvstore_pb2"),
     },
     "service.control": {
-        *("config", "namespace", "service.calls", "service.identity", "service.limits", "service.namespaces"),
-        *("store", "v1.kvstore_pb2"),
+        *("config", "namespace", "service.attaching", "service.calls", "service.identity", "service.limits"),
+        *("service.namespaces", "store", "v1.kvstore_pb2"),
     },
     "service.server": {
-        *("access", "config", "service.bulk", "service.calls", "service.control", "service.endpoints"),
+        *(
+            "access",
+            "config",
+            "service.attaching",
+            "service.bulk",
+            "service.calls",
+            "service.control",
+            "service.endpoints",
+        ),
         *("service.identity", "service.limits", "service.namespaces", "store", "v1.kvstore_pb2"),
     },
-    "client": {"client.link", "client.store"},
+    "client": {"client.attachment", "client.link", "client.store", "clock"},
     "client.blocks": {"_core.transfer", "copying", "frames"},
     "client.circuit": set(),
     "client.link": {"checks", "client.circuit", "v1.kvstore_pb2"},
@@ -163,7 +173,21 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("checks", "client.blocks", "client.lease", "client.link", "client.putting", "client.room"),
         *("client.streams", "clock", "copying", "hashing", "namespace", "v1.kvstore_pb2"),
     },
-    "client.store": {"checks", "client.handle", "client.link", "namespace", "v1.kvstore_pb2"},
+    # a daemon's memory in this process: the verbs over the same leases, rooms and copies as embedded
+    "client.attachment": {"_core.arena", "_core.lease", "_core.link"},
+    "client.space": {
+        *("_core.link", "client.attachment", "copying", "hashing", "namespace", "room", "tiers.base"),
+    },
+    "client.coming": {"_core.lease", "client.space"},
+    "client.attached": {
+        *("checks", "client.attachment", "client.coming", "client.handle", "client.lease", "client.link"),
+        *("client.putting", "client.room", "client.space", "copying", "lease", "namespace", "putting", "room"),
+        "v1.kvstore_pb2",
+    },
+    "client.store": {
+        *("checks", "client.attached", "client.attachment", "client.handle", "client.link", "namespace"),
+        "v1.kvstore_pb2",
+    },
     "aio": {"client", "config", "embedded"},
     # the daemon: composition and lifecycle
     "logs": set(),
@@ -214,8 +238,10 @@ MAY_NAME: dict[str, set[str]] = {
     "durability": {"store"},
     "reservation": {"_core.lease", "handle", "store"},
     "scrub": {"mover"},
-    "lease": {"_core.arena", "_core.lease", "handle"},
-    "room": {"_core.arena", "_core.lease", "handle", "tiers.base"},
+    "lease": {"_core.arena", "_core.lease", "tiers.base"},
+    "room": {"_core.arena", "_core.lease", "copying", "tiers.base"},
+    "client.space": {"_core.arena", "_core.lease"},
+    "client.attached": {"_core.lease"},
     "handle": {"_core.arena", "_core.lease", "mover", "store"},
 }
 
@@ -239,9 +265,12 @@ THIRD_PARTY: dict[str, tuple[str, ...]] = {
 
 # Compiled module → what its .pyx and .pxd may cimport of ours.
 MAY_CIMPORT: dict[str, set[str]] = {
-    "index": {"records"},
-    "lease": {"index", "records"},
-    "put": {"arena", "index", "lease", "records"},
+    "view": {"records"},
+    "index": {"records", "view"},
+    "lease": {"index", "records", "view"},
+    "put": {"arena", "index", "lease", "records", "view"},
+    "attach": {"put", "records"},
+    "link": {"records", "view"},
     "walk": {"index", "records"},
     "clocked": {"index", "lease", "records"},
 }

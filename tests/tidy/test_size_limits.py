@@ -98,7 +98,7 @@ def cython_functions(path: Path) -> Iterator[tuple[int, int]]:
     """(first line, number of lines) of each def or cdef function: up to the next line that is no deeper."""
     lines = path.read_text().splitlines()
     for first, line in enumerate(lines):
-        opening = re.match(r"( *)(def|cdef|cpdef) .*\(", line)
+        opening = re.match(r"( *)(def|cdef(?! class)|cpdef) .*\(", line)
         if not opening or line.rstrip().endswith(")"):
             continue
         depth = len(opening[1])

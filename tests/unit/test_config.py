@@ -34,7 +34,7 @@ def refusal(path: Path | None = None, **overrides: object) -> str:
 def test_the_defaults() -> None:
     config = Config.load()
     assert config == Config()
-    assert (config.host.nbytes, config.host.prefault, config.host.shared) == (GIB, "background", False)
+    assert (config.host.nbytes, config.host.prefault, config.serve.attach) == (GIB, "background", True)
     assert (config.disk.path, config.disk.nbytes, config.disk.segment_nbytes) == (None, 8 * GIB, 0)
     assert config.index.leases_max == 65_536
     assert (config.mover.reservation_ttl_ms, config.mover.put_wait_ms) == (30_000, 0)
@@ -50,13 +50,15 @@ def test_the_sample_names_every_setting_with_its_default() -> None:
 
 
 def test_arguments_beat_the_environment_beats_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = write(tmp_path, '[host]\nnbytes = "2 GiB"\nshared = true\n[disk]\nnbytes = "2 GiB"\nio_threads = 2\n')
+    path = write(
+        tmp_path, '[host]\nnbytes = "2 GiB"\n[serve]\nattach = false\n[disk]\nnbytes = "2 GiB"\nio_threads = 2\n'
+    )
     monkeypatch.setenv("KVSTORE_HOST_NBYTES", "3 GiB")
     monkeypatch.setenv("KVSTORE_DISK_NBYTES", "3 GiB")
     config = Config.load(path, host={"nbytes": "4 GiB"})
     assert config.host.nbytes == 4 * GIB
     assert config.disk.nbytes == 3 * GIB
-    assert (config.host.shared, config.disk.io_threads) == (True, 2)
+    assert (config.serve.attach, config.disk.io_threads) == (False, 2)
     assert config.mover == Config().mover
     origins = {setting.key: setting.origin for setting in config.explain()}
     assert origins["host.nbytes"] == "argument"
@@ -67,7 +69,7 @@ def test_arguments_beat_the_environment_beats_the_file(tmp_path: Path, monkeypat
 
 def test_every_setting_can_be_given_in_every_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     other = {
-        "host": {"nbytes": 64 * MIB, "prefault": "now", "shared": True},
+        "host": {"nbytes": 64 * MIB, "prefault": "now"},
         "disk": {
             "path": str(tmp_path),
             "nbytes": 512 * MIB,
@@ -87,6 +89,10 @@ def test_every_setting_can_be_given_in_every_way(tmp_path: Path, monkeypatch: py
         },
         "serve": {
             "socket": str(tmp_path / "socket"),
+            "attach": False,
+            "clients_max": 3,
+            "leases_max": 128,
+            "lease_ms_max": 11,
             "listen": "127.0.0.1:1",
             "insecure": True,
             "tls_cert": "a",
@@ -140,8 +146,7 @@ def test_every_wrong_key_is_listed_with_value_origin_and_range(tmp_path: Path, m
     assert sorted(line.strip() for line in lines) == sorted(
         [
             f"host.prefault = 'soon' (file {path}): must be one of 'background', 'now', 'off'",
-            f"host.nbyte = 5 (file {path}): no such setting; did you mean host.nbytes? "
-            "host has nbytes, prefault, shared",
+            f"host.nbyte = 5 (file {path}): no such setting; did you mean host.nbytes? host has nbytes, prefault",
             f"hots = {{'nbytes': 1}} (file {path}): no such setting; the sections are host, disk, index, mover, serve",
             f"index.leases_max = 1.5 (file {path}): must be a whole number from 64 to 1,048,576",
             "disk.nbytes = '8 gigs' (environment KVSTORE_DISK_NBYTES): must be a size from 0 B to 16 TiB, "
@@ -161,7 +166,7 @@ def test_every_wrong_key_is_listed_with_value_origin_and_range(tmp_path: Path, m
         ("host.nbytes", 4095, "a size from 4 KiB to 16 TiB"),
         ("host.nbytes", (16 << 40) + 1, "a size from 4 KiB to 16 TiB"),
         ("host.nbytes", True, "a size from"),
-        ("host.shared", "maybe", "true or false"),
+        ("serve.attach", "maybe", "true or false"),
         ("disk.path", 5, 'a path, or "" for a temporary folder'),
         ("disk.path", "a\0b", "a path without a zero byte"),
         ("disk.io_threads", 0, "a whole number from 1 to 64"),
@@ -192,9 +197,7 @@ def test_the_disk_tier_takes_every_segment_size_that_the_configuration_allows() 
 
 
 def test_a_section_that_is_no_section() -> None:
-    assert refusal(host=5) == (
-        "configuration: host = 5 (argument): must be a section with any of nbytes, prefault, shared"
-    )
+    assert refusal(host=5) == ("configuration: host = 5 (argument): must be a section with any of nbytes, prefault")
     assert "nbytes = 5 (argument): no such setting" in refusal(nbytes=5)
     assert "hots = {} (argument): no such setting" in refusal(hots={})
     assert Config.load(host={}) == Config()

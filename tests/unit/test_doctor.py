@@ -41,7 +41,8 @@ def test_a_good_machine(tmp_path, monkeypatch):
     disk = {"path": str(tmp_path / "disk" / "deep"), "nbytes": "16 MiB", "free_nbytes_min": 0}
     found = verdicts(machine(tmp_path), disk=disk)
     assert {name: one.verdict for name, one in found.items()} == dict.fromkeys(
-        ("huge pages", "memory", "swap", "NUMA", "SHA-256", "descriptors", "io_uring", "disk"), "good"
+        ("huge pages", "shared huge pages", "memory", "swap", "NUMA", "SHA-256", "descriptors", "io_uring", "disk"),
+        "good",
     )
     assert "disk" not in verdicts(tmp_path, disk={"nbytes": 0})
 
@@ -86,12 +87,11 @@ def test_what_is_not_good_says_what_it_costs_and_what_to_do(tmp_path, changes, n
 
 def test_shared_memory_has_a_setting_of_its_own(tmp_path):
     key = "sys__kernel__mm__transparent_hugepage__shmem_enabled"
-    shared = {"shared": True}
-    assert verdicts(machine(tmp_path), host=shared)["huge pages"].verdict == "good"
-    found = verdicts(machine(tmp_path, **{key: "always advise [never]"}), host=shared)["huge pages"]
+    assert "shared huge pages" not in verdicts(machine(tmp_path), serve={"attach": False})
+    found = verdicts(machine(tmp_path, **{key: "always advise [never]"}))["shared huge pages"]
     assert found.verdict == "costs" and found.remedy.endswith("shmem_enabled")
     reserved = machine(tmp_path, **{key: "always advise [never]", "proc__sys__vm__nr_hugepages": "512"})
-    assert verdicts(reserved, host=shared)["huge pages"].verdict == "good"
+    assert verdicts(reserved)["shared huge pages"].verdict == "good"
 
 
 def test_io_uring_that_is_refused(tmp_path, monkeypatch):

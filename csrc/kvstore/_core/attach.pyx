@@ -47,7 +47,7 @@ CLIENTS_MAX = KV_TABLES_MAX - 8    # the store's own lease tables, and this serv
 
 
 cdef class AttachSocket:
-    """Serves `put`'s store on `listening`, a bound and listening SOCK_SEQPACKET descriptor, which it owns from then on.
+    """Serves `put`'s store on `listening`, a bound and listening SOCK_SEQPACKET descriptor that it owns from then on.
 
     `limits`: the fields of kv_attach_limits. Errors: InvalidRequest when the arena is not shared memory or a limit is out
     of range, Unavailable when the system refuses something (seals, descriptors).
@@ -59,11 +59,13 @@ cdef class AttachSocket:
     def __cinit__(self, PutPath put not None, int listening, dict limits not None):
         cdef kv_attach_limits wanted = limits
         if put._arena._memory.fd < 0:
-            raise InvalidRequest("the arena is private memory: clients can attach only where host.shared is set")
+            raise InvalidRequest("the arena is private memory: clients can attach only to shared memory")
         if not 1 <= wanted.clients_max <= CLIENTS_MAX:
             raise InvalidRequest(f"clients_max={wanted.clients_max} is not between 1 and {CLIENTS_MAX}")
         if not 1 <= wanted.reservations_max <= 65536 or not KV_GROUP <= wanted.leases_max <= 1 << 24:
-            raise InvalidRequest(f"reservations_max={wanted.reservations_max} or leases_max={wanted.leases_max} is out of range")
+            raise InvalidRequest(
+                f"reservations_max={wanted.reservations_max} or leases_max={wanted.leases_max} is out of range"
+            )
         self._put = put
         self._attach = kv_attach_create(listening, &put._put, put._arena._memory.fd, put._arena._memory.nbytes, &wanted)
         if self._attach == NULL:

@@ -1,12 +1,7 @@
 from kvstore._core.records cimport *
+from kvstore._core.view cimport IndexView
 
 ctypedef void (*marker)(kv_index *, const uint32_t *, uint32_t, uint8_t *) noexcept nogil
-
-
-cdef class IndexView:
-    # What a reader sees. Of the writer's fields of `_index` a view of another process has none.
-    cdef kv_index _index
-    cdef uint32_t[::1] checked_ids(self, object ids)
 
 
 cdef class Index(IndexView):
@@ -20,6 +15,3 @@ cdef class Index(IndexView):
     cdef uint32_t[::1] _ids(self, object ids)
     cdef object _take_freed(self)
     cdef object _marked(self, object ids, marker mark)
-
-
-cdef int keys_of(object keys, Py_buffer *view) except -1

@@ -3,76 +3,27 @@
 Ids, places and namespaces cross here as numpy arrays; one call handles one batch.
 """
 
-from cpython.buffer cimport PyBUF_C_CONTIGUOUS, PyBUF_FORMAT, PyBUF_ND, PyBuffer_Release, PyObject_GetBuffer
+from cpython.buffer cimport PyBuffer_Release
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
+
+from kvstore._core.view cimport IndexView, keys_of, u32_of
 
 import errno as _errno
 import os
 
 import numpy as np
 
+from kvstore._core.view import ENTRIES_MAX
 from kvstore.errors import InvalidRequest, LimitExceeded, Unavailable
 
 NONE = KV_NONE
 KEY_NBYTES = KV_KEY_NBYTES
 SHARDS_MAX = KV_SHARDS_MAX
-ENTRIES_MAX = 2**31
 PRESENT, BUSY, JOIN, WANTED = 0, 1, 2, 3
 FREE, WRITING, VALID = 0, 1, 2
 NEVER, EVICTED, UNWRITTEN, REMOVED, CORRUPT, ABANDONED, OVER_QUOTA = 0, 1, 2, 3, 4, 5, 6
 
 cdef uint32_t _FREED_CAPACITY = 1 << 16
-
-
-cdef int keys_of(object keys, Py_buffer *view) except -1:
-    """Fill `view` with keys of 32 bytes: a (n, 32) array of bytes, or bytes whose length is a multiple of 32."""
-    try:
-        PyObject_GetBuffer(keys, view, PyBUF_C_CONTIGUOUS | PyBUF_ND | PyBUF_FORMAT)
-    except (BufferError, TypeError, ValueError) as error:
-        raise InvalidRequest(f"keys must be a contiguous uint8 array (num_blocks, {KEY_NBYTES}): {error}") from None
-    cdef bint fits = view.itemsize == 1 and (
-        (view.ndim == 2 and view.shape[1] == KV_KEY_NBYTES) or (view.ndim == 1 and view.len % KV_KEY_NBYTES == 0)
-    )
-    if not fits or view.len // KV_KEY_NBYTES > ENTRIES_MAX:
-        shape = tuple([view.shape[i] for i in range(view.ndim)])
-        itemsize = view.itemsize
-        PyBuffer_Release(view)
-        raise InvalidRequest(
-            f"keys must be uint8 of shape (num_blocks, {KEY_NBYTES}), not {itemsize}-byte items of shape {shape}"
-        )
-    return 0
-
-
-cdef uint32_t[::1] _u32(object array):
-    try:
-        return array
-    except (TypeError, ValueError):    # not contiguous, or no uint32
-        return np.ascontiguousarray(array, dtype=np.uint32)
-
-
-cdef class IndexView:
-    """What a reader sees of an index, in this process or another."""
-
-    cdef uint32_t[::1] checked_ids(self, object ids):
-        cdef uint32_t[::1] view = _u32(ids)
-        cdef Py_ssize_t i
-        for i in range(view.shape[0]):
-            if view[i] >= self._index.entries_max:
-                raise InvalidRequest(f"id {view[i]} is over the index's {self._index.entries_max} entries")
-        return view
-
-    def match(self, keys, int ns=-1):
-        """(leading blocks stored, leading ones of them near, near ones in all). Protects nothing.
-
-        `ns`: a block of another namespace than this one is a miss; -1: of any.
-        """
-        cdef Py_buffer view
-        cdef uint32_t near = 0, near_total = 0, matched
-        keys_of(keys, &view)
-        matched = kv_index_match(&self._index, <uint32_t>ns, <const uint8_t *>view.buf,
-                                 <uint32_t>(view.len // KV_KEY_NBYTES), &near, &near_total)
-        PyBuffer_Release(&view)
-        return matched, near, near_total
 
 
 cdef class Index(IndexView):
@@ -145,7 +96,7 @@ cdef class Index(IndexView):
         return out
 
     cdef uint32_t[::1] _ids(self, object ids):
-        cdef uint32_t[::1] view = _u32(ids)
+        cdef uint32_t[::1] view = u32_of(ids)
         cdef Py_ssize_t i
         for i in range(view.shape[0]):
             if view[i] >= self._index.ids_used:
@@ -186,7 +137,7 @@ cdef class Index(IndexView):
 
     def keys(self, ids):
         """Keys of ids, uint8 (n, 32); zero for NONE."""
-        cdef uint32_t[::1] view = _u32(ids)
+        cdef uint32_t[::1] view = u32_of(ids)
         out = np.zeros((view.shape[0], KEY_NBYTES), dtype=np.uint8)
         cdef uint8_t[:, ::1] keys = out
         cdef Py_ssize_t i

@@ -1,5 +1,6 @@
-from kvstore._core.index cimport Index, IndexView, keys_of
+from kvstore._core.index cimport Index
 from kvstore._core.records cimport *
+from kvstore._core.view cimport IndexView, keys_of
 
 
 cdef class LeaseTable:

@@ -72,8 +72,8 @@ cdef class Grip:
 cdef class LeaseTable:
     """One client's leases on blocks of `index`: `entries_max` blocks at a time, in groups of 64.
 
-    With `fd` it is the table that another process, the owner of the index, made for this one. Errors: InvalidRequest for
-    a size out of range, LimitExceeded over 256 tables, Unavailable without memory or for an `fd` that is no table.
+    With `fd` it is the table that another process, the owner of the index, made for this one. Errors: InvalidRequest
+    for a size out of range, LimitExceeded over 256 tables, Unavailable without memory or for an `fd` that is no table.
     """
 
     def __cinit__(self, IndexView index not None, entries_max=KV_GROUP, int fd=-1):

@@ -8,8 +8,8 @@ import os
 
 import numpy as np
 
-from kvstore._core.index cimport IndexView, keys_of
 from kvstore._core.records cimport *
+from kvstore._core.view cimport IndexView, keys_of
 
 from kvstore.errors import AccessDenied, InvalidRequest, LeaseExpired, LimitExceeded, Unavailable
 
@@ -178,7 +178,7 @@ cdef class Link:
     def reserve(self, keys, uint32_t ns, uint32_t shard, uint32_t deadline_ms):
         """Reserve what is not stored of a chain of at most KEYS_MAX keys, waiting for room until the deadline or as long
         as the daemon is configured to (WAIT_DEFAULT): (reservation, positions, ids, places, number present,
-        [(position, is busy)] of the others, why those got nothing); the reservation is 0 for no positions. Or a number:
+        [(position, is busy)] of the others, why those got nothing); the reservation is 0 for none. Or a number:
         room is being made, `retry` with it soon, or reserve again if it is 0."""
         cdef Py_buffer view
         cdef kv_chain request
@@ -190,7 +190,8 @@ cdef class Link:
             num_keys = <uint32_t>(view.len // KV_KEY_NBYTES)
             memset(&request, 0, sizeof(request))
             request.head.type = KV_MESSAGE_RESERVE
-            request.ns, request.shard, request.deadline_ms, request.num_keys = ns, shard, deadline_ms, num_keys
+            request.ns, request.shard = ns, shard
+            request.deadline_ms, request.num_keys = deadline_ms, num_keys
             return self._ask_for_places(&request.head, sizeof(request), view.buf, <size_t>view.len, num_keys)
         finally:
             PyBuffer_Release(&view)

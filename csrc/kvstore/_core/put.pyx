@@ -8,8 +8,8 @@ from cpython.mem cimport PyMem_Free, PyMem_Realloc
 
 import numpy as np
 
-from kvstore._core.index cimport keys_of
 from kvstore._core.lease cimport LeaseTable
+from kvstore._core.view cimport keys_of
 
 from kvstore.errors import InvalidRequest
 
