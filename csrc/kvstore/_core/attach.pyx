@@ -49,8 +49,8 @@ CLIENTS_MAX = KV_TABLES_MAX - 8    # the store's own lease tables, and this serv
 cdef class AttachSocket:
     """Serves `put`'s store on `listening`, a bound and listening SOCK_SEQPACKET descriptor that it owns from then on.
 
-    `limits`: the fields of kv_attach_limits. Errors: InvalidRequest when the arena is not shared memory or a limit is out
-    of range, Unavailable when the system refuses something (seals, descriptors).
+    `limits`: the fields of kv_attach_limits. Errors: InvalidRequest when the arena is not shared memory or a limit is
+    out of range, Unavailable when the system refuses something (seals, descriptors).
     """
 
     cdef kv_attach *_attach
