@@ -164,12 +164,13 @@ int kv_attach_take(kv_attach *attach, kv_help *help) {
     return is_there;
 }
 
-void kv_attach_helped(kv_attach *attach, uint32_t client, uint32_t turn, uint32_t flags) {
+void kv_attach_helped(kv_attach *attach, uint32_t client, uint32_t turn, uint32_t flags, uint32_t num_fresh) {
     if (client >= attach->limits.clients_max || turn == 0) return;
     pthread_mutex_lock(&attach->lock);
     kv_parked *parked = &attach->clients[client].parked;
     if (parked->turn == turn) {
         parked->flags |= flags;
+        parked->num_fresh = num_fresh;
         parked->is_ready = 1;
     }
     pthread_mutex_unlock(&attach->lock);
@@ -218,7 +219,10 @@ static void hear(kv_attach *attach, kv_client *client) {
     if (client->fd < 0) return;
     ssize_t nbytes = recv(client->fd, client->request, KV_REQUEST_NBYTES_MAX, MSG_DONTWAIT | MSG_TRUNC);
     if (nbytes < 0 && (errno == EAGAIN || errno == EINTR)) return;
-    if (nbytes <= 0 || kv_session_serve(attach, client, nbytes) < 0) kv_session_silence(attach, client);
+    if (nbytes > 0 && kv_session_serve(attach, client, nbytes) == 0) return;
+    /* Who was never let in has nothing mapped: there is no end of a process to wait for. */
+    if (client->is_admitted) kv_session_silence(attach, client);
+    else kv_session_end(attach, client);
 }
 
 static void take_wakes(kv_attach *attach) {

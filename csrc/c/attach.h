@@ -69,8 +69,9 @@ int kv_attach_issue(kv_attach *attach, const uint8_t *ticket, uid_t uid, uint16_
 int kv_attach_wait(kv_attach *attach);
 /* Take one request: 1, or 0 when there is none. */
 int kv_attach_take(kv_attach *attach, kv_help *help);
-/* The reservation that waits can go on, with these kv_put_flags in addition. */
-void kv_attach_helped(kv_attach *attach, uint32_t client, uint32_t turn, uint32_t flags);
+/* The reservation that waits can go on, with these kv_put_flags in addition; KV_LATE only if no blocks have become visible
+ * since `num_fresh` of them had (kv_put_num_fresh): they may be written, and then go. */
+void kv_attach_helped(kv_attach *attach, uint32_t client, uint32_t turn, uint32_t flags, uint32_t num_fresh);
 /* From the next reservation on. */
 void kv_attach_set_wait(kv_attach *attach, uint32_t put_wait_ms);
 

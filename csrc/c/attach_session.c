@@ -337,10 +337,14 @@ static int park(kv_attach *attach, kv_client *client, const kv_chain *chain, enu
 
 static int try_reserve(kv_attach *attach, kv_client *client, const kv_chain *chain, uint32_t flags) {
     kv_wish wish = {.keys = (const uint8_t *)(chain + 1), .num_keys = chain->num_keys, .shard = chain->shard,
-                    .flags = flags, .ns = (uint16_t)chain->ns};
+                    .flags = flags & ~(uint32_t)KV_LATE, .ns = (uint16_t)chain->ns};
     kv_grant grant = {.plan = attach->plan, .ids = attach->ids, .places = attach->places};
     attach->index->now_s = (uint32_t)time(NULL);
     enum kv_put_code code = kv_put_reserve(attach->put, &attach->table, &wish, &grant);
+    if (code == KV_PUT_ROOM && (flags & KV_LATE)) { /* nothing was written since, either, that could make room */
+        wish.flags = flags;
+        code = kv_put_reserve(attach->put, &attach->table, &wish, &grant);
+    }
     switch (code) {
     case KV_PUT_QUOTA: return park(attach, client, chain, KV_HELP_QUOTA, grant.num_wanted);
     case KV_PUT_ENTRIES: return park(attach, client, chain, KV_HELP_ENTRIES, grant.num_wanted);
@@ -387,9 +391,11 @@ static int serve_retry(kv_attach *attach, kv_client *client, ssize_t nbytes) {
     if (parked->turn == 0 || parked->turn != end->reservation) return refuse(client, KV_STATUS_UNKNOWN, 0);
     if (client->num_reservations == attach->limits.reservations_max)
         return refuse(client, KV_STATUS_LIMIT, KV_LIMIT_RESERVATIONS);
-    uint32_t flags;
+    uint32_t flags, num_fresh;
     int is_ready;
-    COUNTED(attach, flags = parked->flags; is_ready = parked->is_ready);
+    COUNTED(attach, flags = parked->flags; is_ready = parked->is_ready; num_fresh = parked->num_fresh;
+            parked->flags &= ~(uint32_t)KV_LATE);
+    if (num_fresh != kv_put_num_fresh(attach->put)) flags &= ~(uint32_t)KV_LATE;
     if (kv_now_us() >= parked->deadline_us) flags = KV_LATE | KV_PAST_QUOTA | KV_PAST_ENTRIES;
     else if (!is_ready) return refuse(client, KV_STATUS_WAIT, parked->turn);
     return try_reserve(attach, client, (const kv_chain *)parked->request, flags);

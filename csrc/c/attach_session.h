@@ -23,6 +23,7 @@ typedef struct {
     int is_ready;
     uint32_t turn;  /* its number; 0: none waits */
     uint32_t flags; /* kv_put_flag */
+    uint32_t num_fresh; /* KV_LATE is good while so many blocks have become visible */
     int64_t deadline_us;
     uint8_t *request; /* a copy of it; KV_REQUEST_NBYTES_MAX once there was one */
     kv_held held;     /* what it extends, in the server's own table */

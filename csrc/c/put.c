@@ -260,6 +260,11 @@ uint32_t kv_put_expire(kv_put *put, const uint32_t *ids, const uint64_t *words, 
 
 /* ---- the queues ---- */
 
+uint32_t kv_put_num_fresh(const kv_put *put) {
+    KV_AS_WRITER(put->index);
+    return (uint32_t)(put->fresh_head + put->num_unqueued);
+}
+
 uint32_t kv_put_take_fresh(kv_put *put, kv_fresh *out, uint32_t max) {
     KV_AS_WRITER(put->index);
     uint32_t num = 0;

@@ -89,6 +89,8 @@ void kv_put_arrived(kv_put *put, uint64_t nbytes);
 uint64_t kv_put_evict(kv_put *put, uint64_t nbytes, int keep_unwritten);
 /* Give back what removed blocks occupied, as far as nobody leases them. */
 void kv_put_reap(kv_put *put);
+/* How many blocks became visible so far, modulo 2^32: whoever found nothing to write at another number may look again. */
+uint32_t kv_put_num_fresh(const kv_put *put);
 /* Take up to `max` waiting blocks, or far places with their namespaces; return how many. */
 uint32_t kv_put_take_fresh(kv_put *put, kv_fresh *out, uint32_t max);
 uint32_t kv_put_take_far(kv_put *put, uint32_t *places, uint16_t *ns, uint32_t max);

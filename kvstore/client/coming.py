@@ -13,7 +13,8 @@ from kvstore.client.space import Space
 from kvstore.errors import KVStoreError, LimitExceeded
 
 LOOK_S = 0.000_5  # between two looks at what has arrived
-BUSY_ROUNDS_MAX = 100  # an eviction looks at a block for microseconds
+BUSY_ROUNDS_MAX = 50  # an eviction looks at a block for microseconds, but may be interrupted in it
+BUSY_S = 0.000_02  # longer each time
 
 
 class Coming:
@@ -66,7 +67,9 @@ class Coming:
 
     def _settle(self) -> None:
         """Leases that end at a block which an eviction was looking at. Errors: LimitExceeded."""
-        for _ in range(BUSY_ROUNDS_MAX):
+        for number in range(BUSY_ROUNDS_MAX):
+            if number:
+                self._pause.wait(number * BUSY_S)
             if self.grip.stop == STOP_FULL:
                 self.grip.release()
                 most = self._space.attachment.leases.entries_max

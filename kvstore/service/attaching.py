@@ -108,11 +108,12 @@ class Attaching:
         elif kind == core.PROMOTE:
             self._promote(ns, keys)
         else:
+            num_fresh = self._store.mover.put.num_fresh
             flags, progress = self._make_room(kind, ns, num_blocks)
             if progress is None:
-                self._socket.helped(client, turn, flags)
+                self._socket.helped(client, turn, flags, num_fresh)
             else:
-                progress.add_done_callback(lambda _: self._socket.helped(client, turn, flags))
+                progress.add_done_callback(lambda _: self._socket.helped(client, turn, flags, num_fresh))
 
     def _promote(self, ns: int, keys: Keys | bytes) -> None:
         store = self._store
@@ -129,8 +130,7 @@ class Attaching:
         store, mover = self._store, self._store.mover
         with store.lock:
             written = mover.written_blocks
-            store.settle_locked()
-            mover.settle_writes()
+            mover.step()  # what has been written by now may go, and what was committed since is written
             if kind == core.QUOTA:
                 _, is_short = store.quotas.room(ns, num_blocks)
                 progress = mover.progress() if is_short else None

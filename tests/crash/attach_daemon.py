@@ -1,5 +1,8 @@
-"""A store with its server in a process of its own that, at the end of its standard input, waits until nobody is attached
-any more, says what is left, and holds the store against its own rules: {"stats": ..., "problems": [...]}."""
+"""A store with its server in a process of its own.
+
+At the end of its standard input it waits until nobody is attached any more, says what is left, and holds the store
+against its own rules: {"stats": ..., "problems": [...]}.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Processes that work on a daemon's memory and are killed at any moment, forked from one that has imported everything and
-has no thread. Says {"kills", "pins", "blocks_read", ...} at the end.
+"""Processes that work on a daemon's memory and are killed at any moment.
 
-Blocks prove themselves (kvstore.workload): a wrong byte ends a life with status 3, any error that is not documented with
-status 4, and both end the whole.
+They are forked from one that has imported everything and has no thread, which says {"kills", "pins", ...} at the end.
+Blocks prove themselves (kvstore.workload): a wrong byte ends a life with status 3, any error that is not documented
+with status 4, and both end the whole.
 """
 
 from __future__ import annotations
@@ -174,7 +174,9 @@ def main(target: str, seed: int, num_processes: int, seconds: float) -> None:
         slot = lives.pop(victim)
         lives[fork(target, rng.randrange(2**32), counts[slot], end_s)] = slot
     statuses = [os.waitstatus_to_exitcode(os.waitpid(life, 0)[1]) for life in lives]
-    print(json.dumps({"kills": kills, "statuses": statuses} | dict(zip(COUNTS, counts.sum(axis=0).tolist(), strict=True))))
+    print(
+        json.dumps({"kills": kills, "statuses": statuses} | dict(zip(COUNTS, counts.sum(axis=0).tolist(), strict=True)))
+    )
 
 
 main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4]))

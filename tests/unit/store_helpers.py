@@ -141,7 +141,7 @@ def put_chain(namespace: Any, num_blocks: int, prompt: int = 0) -> Any:
     """Store a prompt's blocks and give their keys."""
     keys = chain(namespace, num_blocks, prompt)
     result = namespace.put(keys, payload(keys, namespace.spec.block_nbytes))
-    assert (result.stored, result.rejected) == (num_blocks, {})
+    assert (result.stored, result.rejected) == (num_blocks, {}), result
     return keys
 
 

@@ -37,7 +37,7 @@ cdef extern from "attach.h" nogil:
                         uint32_t ttl_ms)
     int kv_attach_wait(kv_attach *attach)
     int kv_attach_take(kv_attach *attach, kv_help *help)
-    void kv_attach_helped(kv_attach *attach, uint32_t client, uint32_t turn, uint32_t flags)
+    void kv_attach_helped(kv_attach *attach, uint32_t client, uint32_t turn, uint32_t flags, uint32_t num_fresh)
     void kv_attach_set_wait(kv_attach *attach, uint32_t put_wait_ms)
     void kv_attach_read_counts(kv_attach *attach, kv_attach_counts *counts)
 
@@ -115,10 +115,10 @@ cdef class AttachSocket:
                 free(help.keys)
         return help.kind, help.ns, help.client, help.turn, help.num_blocks, keys
 
-    def helped(self, uint32_t client, uint32_t turn, uint32_t flags):
-        """A reservation that waited for the store can go on, with these flags of the put path in addition."""
-        if self._attach != NULL:
-            kv_attach_helped(self._attach, client, turn, flags)
+    def helped(self, uint32_t client, uint32_t turn, uint32_t flags, uint32_t num_fresh):
+        """A reservation that waited for the store can go on, with these flags of the put path in addition; LATE counts
+        only if nothing has become visible since PutPath.num_fresh was `num_fresh`."""
+        kv_attach_helped(self._attach, client, turn, flags, num_fresh)
 
     def set_wait(self, uint32_t put_wait_ms):
         """How long a reservation waits for room when its client does not say, from the next one on."""

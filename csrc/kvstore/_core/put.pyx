@@ -202,6 +202,11 @@ cdef class PutPath:
         return self._put.arriving_nbytes
 
     @property
+    def num_fresh(self):
+        """How many blocks became visible so far, modulo 2^32."""
+        return kv_put_num_fresh(&self._put)
+
+    @property
     def num_unqueued(self):
         """Blocks that became visible while the queue was full: they stay near only."""
         return self._put.num_unqueued
