@@ -58,7 +58,7 @@ class Daemon:
         stack.callback(store.close, CLOSE_FLUSH_MS)
         main = threading.get_ident()
         server = Server(store, self._config, version("kvstore"), lambda: signal.pthread_kill(main, signal.SIGTERM))
-        self._stats.watch(lambda: server.stats(store))
+        self._stats.watch(server.stats)
         server.start()
         stack.callback(server.drain, serve.drain_ms)
         if probes is not None:

@@ -16,6 +16,7 @@ from kvstore.service.calls import Unary, remaining_ms
 from kvstore.service.identity import Caller
 from kvstore.service.limits import Held, Limits
 from kvstore.service.namespaces import Namespaces
+from kvstore.service.statistics import Statistics
 from kvstore.store import BlockStore
 from kvstore.v1 import kvstore_pb2 as pb
 
@@ -41,6 +42,7 @@ class Control:
     def __init__(self, store: BlockStore, namespaces: Namespaces, limits: Limits, held: Held, version: str) -> None:
         self._store, self._namespaces, self._limits, self._held = store, namespaces, limits, held
         self._version = version
+        self.statistics = Statistics(store, held)
 
     def methods(self) -> Methods:
         """Name in the protocol → function and request."""
@@ -91,7 +93,7 @@ class Control:
         opened = self._namespaces.get(caller, request.namespace, "read")
         wanted_ms = request.deadline_ms if request.HasField("deadline_ms") else None
         left_ms = remaining_ms(context, wanted_ms, self._limits.call_ms_max)
-        with self._held.long_call():
+        with self._held.long_call(caller.client):
             keys = opened.keys(request.keys)
             arriving = opened.namespace.prefetch(keys, self._store.near.name, left_ms)
             if self._store.clock.wait(arriving, int(left_ms * 1000)):
@@ -113,7 +115,7 @@ class Control:
         caller.rule.require("write")
         wanted_ms = request.deadline_ms if request.HasField("deadline_ms") else None
         left_ms = remaining_ms(context, wanted_ms, self._limits.call_ms_max)
-        with self._held.long_call():
+        with self._held.long_call(caller.client):
             return pb.FlushReply(done=self._store.flush(left_ms))
 
     def make_durable(self, caller: Caller, request: pb.MakeDurableRequest, context: grpc.ServicerContext) -> Message:
@@ -121,13 +123,13 @@ class Control:
         opened = self._namespaces.get(caller, request.namespace, "write")
         wanted_ms = request.deadline_ms if request.HasField("deadline_ms") else None
         left_ms = remaining_ms(context, wanted_ms, self._limits.call_ms_max)
-        with self._held.long_call():
+        with self._held.long_call(caller.client):
             return pb.FlushReply(done=opened.namespace.make_durable(opened.keys(request.keys), left_ms))
 
     def stats(self, caller: Caller, request: pb.StatsRequest, _: grpc.ServicerContext) -> Message:
         """As the protocol says; `service` has what the calls under way hold."""
         caller.rule.require("stats")
-        return pb.StatsReply(json=json.dumps(self._store.stats() | {"service": self._held.counts()}))
+        return pb.StatsReply(json=json.dumps(self.statistics.seen_by(caller)))
 
 
 class Admin:

@@ -119,9 +119,9 @@ class Server:
             self.port = add_tcp(self._server, self._settings)
             log.info("listening on %s, port %d", self._settings.listen, self.port)
 
-    def stats(self, store: BlockStore) -> dict[str, Any]:
+    def stats(self) -> dict[str, Any]:
         """The store's statistics with those of the service. Errors: Unavailable."""
-        return store.stats() | {"service": self.held.counts()}
+        return self.control.statistics.all()
 
     def drain(self, grace_ms: int) -> None:
         """No new calls; those under way get so long, then are cancelled. Returns when all have ended. Idempotent."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,12 +13,13 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from service_helpers import wait_for
+from service_helpers import open_way, wait_for
 from store_helpers import TOKENS, all_right, chain, make_spec, payload
 
 import kvstore
@@ -209,9 +211,20 @@ def test_probes_and_metrics_over_http(daemon: Process):
 def test_counters_are_statistics_that_exist():
     with kvstore.open(Config(host={"nbytes": "1 MiB"}, disk={"nbytes": "16 MiB"})) as store:
         stats = store.stats()
-    names = {f"{section}.{name}" for section in ("lookups", "index", "mover") for name in stats[section]}
+    names = {f"{section}.{name}" for section in ("lookups", "traffic", "index", "mover") for name in stats[section]}
     names |= {f"tiers.{name}" for row in stats["tiers"].values() for name in row}
     assert {name for name in COUNTERS if not name.startswith("service.")} <= names
+
+
+def test_operations_explains_every_statistic_of_the_service(tmp_path: Path):
+    text = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
+    named = set(re.findall(r"^\| `service\.([\w.]+)` \|", text, re.MULTILINE))
+    with ExitStack() as stack:
+        way = open_way("remote", tmp_path, stack)
+        service = way.store.stats()["service"]
+    (client,) = service.pop("clients").values()
+    assert named == service.keys() | {f"clients.CLIENT.{name}" for name in client}
+    assert {name.removeprefix("service.") for name in COUNTERS if name.startswith("service.")} <= service.keys()
 
 
 def test_changed_settings_are_named():

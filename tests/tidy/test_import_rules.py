@@ -142,9 +142,10 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("_core.transfer", "frames", "handle", "lease", "room", "service.calls", "service.identity"),
         *("service.limits", "service.namespaces", "v1.kvstore_pb2"),
     },
+    "service.statistics": {"service.identity", "service.limits", "store"},
     "service.control": {
         *("config", "namespace", "service.calls", "service.identity", "service.limits", "service.namespaces"),
-        *("store", "v1.kvstore_pb2"),
+        *("service.statistics", "store", "v1.kvstore_pb2"),
     },
     "service.server": {
         *("access", "config", "service.bulk", "service.calls", "service.control", "service.endpoints"),
