@@ -40,6 +40,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "frames": set(),
     "namespace": set(),
     "policy": set(),
+    "rates": set(),
     "trace": set(),
     "workload": set(),
     # the doors to the compiled core
@@ -182,11 +183,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli.render": set(),
     "cli.plot": {"replay"},
     "cli.traffic": {"caller", "cli.render"},
+    "cli.remote": {"client", "client.store"},
+    "cli.frame": {"cli.render", "rates"},
     "cli.*": {
         *(
             "caller",
             "cli",
             "cli.plot",
+            "cli.frame",
+            "cli.remote",
             "cli.render",
             "cli.traffic",
             "clock",
@@ -200,7 +205,7 @@ MAY_IMPORT: dict[str, set[str]] = {
             "logs",
             "namespace",
         ),
-        *("replay", "space", "store", "tiers.disk", "tiers.findings", "tiers.inspection", "trace", "workload"),
+        *("rates", "replay", "space", "store", "tiers.disk", "tiers.findings", "tiers.inspection", "trace", "workload"),
     },
     "__main__": {"cli"},
     "v1": set(),
