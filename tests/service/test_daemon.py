@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import signal
@@ -12,13 +11,13 @@ import sys
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from daemon_process import Process
 from service_helpers import open_way, wait_for
 from store_helpers import TOKENS, all_right, chain, make_spec, payload
 
@@ -30,55 +29,6 @@ from kvstore.metrics import COUNTERS, Metrics
 from kvstore.probes import Probes
 
 TOKEN = "a-token"
-
-
-class Process:
-    """`kvstore serve` over one folder; `start` it as often as it dies."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.socket = folder, folder / "run" / "k.sock"
-        self.config, self.log = folder / "kvstore.toml", folder / "log"
-        self.write()
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def write(self, mover: str = "", serve: str = "") -> None:
-        self.config.write_text(
-            f'[host]\nnbytes = "4 MiB"\n[disk]\nnbytes = "32 MiB"\npath = "{self.folder / "disk"}"\n'
-            f'[mover]\n{mover}\n[serve]\nsocket = "{self.socket}"\nlog_format = "json"\n{serve}\n'
-        )
-
-    def start(self) -> None:
-        command = [sys.executable, "-m", "kvstore", "serve", "--config", str(self.config)]
-        with self.log.open("ab") as log:
-            self._process = subprocess.Popen(command, stderr=log, stdout=log, cwd=os.getcwd())
-        lives = self.said("serving;") + 1
-        assert wait_for(lambda: self.said("serving;") >= lives), self.log.read_text()
-
-    @property
-    def process(self) -> subprocess.Popen[bytes]:
-        assert self._process is not None
-        return self._process
-
-    def end(self, number: int = signal.SIGTERM) -> int:
-        self.process.send_signal(number)
-        return self.process.wait(60)
-
-    def lines(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.log.read_text().splitlines()] if self.log.exists() else []
-
-    def said(self, text: str) -> int:
-        return sum(text in line["message"] for line in self.lines())
-
-    def connect(self, **options: Any) -> Any:
-        return kvstore.connect(f"unix:{self.socket}", **options)
-
-
-@pytest.fixture
-def daemon(tmp_path: Path) -> Iterator[Process]:
-    process = Process(tmp_path)
-    yield process
-    if process._process is not None and process.process.poll() is None:
-        process.end(signal.SIGKILL)
 
 
 def test_a_daemon_that_is_told_to_end_keeps_what_it_has(daemon: Process):
