@@ -47,6 +47,8 @@ class Daemon:
             with ExitStack() as stack:
                 self._serve(stack, on_ready)
         finally:
+            while signal.sigtimedwait(SIGNALS, 0) is not None:  # asked again to end while it was ending
+                pass
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def _serve(self, stack: ExitStack, on_ready: Callable[[Server], None]) -> None:

@@ -279,6 +279,7 @@ class Namespace:
     def read_window(self, places: Places, on_release: Callable[[], None]) -> Window:
         """Read-only views of leased blocks. Errors: Unavailable."""
         self._store.check_open()
+        self._store.count_got(len(places) * self.spec.block_nbytes)
         return self.arena.window(places, self.spec.block_nbytes, readonly=True, on_release=on_release)
 
     def part_window(self, places: Places, shard: int, on_release: Callable[[], None]) -> Window:
@@ -306,6 +307,7 @@ class Namespace:
         """Copy leased blocks out. Errors: Unavailable."""
         self._store.check_open()
         copying.out_of_arena(self.arena, places, out)
+        self._store.count_got(len(places) * self.spec.block_nbytes)
 
     def commit(self, ids: Ids, shard: int) -> int:
         """Make reserved parts count; returns how many blocks had been undone before. Errors: Unavailable."""

@@ -85,6 +85,7 @@ class Mover(Space):
         self.write_bandwidth, self.read_bandwidth = policy.Bandwidth(), policy.Bandwidth()
         self.promoted_blocks = self.written_blocks = self.corrupt_blocks = 0
         self.defects = self.failed_writes = self.failed_reads = self.skipped_writes = self.carried_blocks = 0
+        self._tell_readers()
 
     def room(self, ns: int, num_blocks: int, *, drop_unwritten: bool) -> Places:
         """As Space.room; what has been written back by now may be evicted."""
@@ -252,7 +253,7 @@ class Mover(Space):
             return
         self.recency.step()
         self.collect()
-        self.index.tell_readers(self.far_is_well, int(self.put.arriving_nbytes), int(self.read_bandwidth.nbytes_per_s))
+        self._tell_readers()
         if self._carry is not None and self._carry.step():
             self._end_carry(self._carry, now_us)
         if self.sizes and self.far.usage().doubtful:
@@ -261,6 +262,9 @@ class Mover(Space):
         self._scrub.step(now_us, self._promoter.num_reads)
         if self._awaited and self.progress() is None:
             self.made_progress()  # what they wait for will not come
+
+    def _tell_readers(self) -> None:  # attached processes estimate by it
+        self.index.tell_readers(self.far_is_well, self.put.arriving_nbytes, int(self.read_bandwidth.nbytes_per_s))
 
     def made_progress(self) -> None:
         """Let those look again who wait for something to move."""

@@ -71,6 +71,7 @@ class BlockStore:
         self._numbers: dict[str, int] = {}
         self._opened: set[int] = set()
         self._unreadable: set[int] = set()  # numbers whose text is no namespace: blocks on disk may still carry them
+        self.got_nbytes = 0  # of blocks, by callers
         self.num_dropped = 0  # blocks on disk that no namespace could be found for
         self.is_open = True  # False once it is closed; may be read without the lock
         mover.chore = self.settle_locked
@@ -234,6 +235,10 @@ class BlockStore:
         self.mover.collect()
         return num_lost
 
+    def count_got(self, nbytes: int) -> None:
+        """Bytes of blocks were handed to a caller. Without the lock, for reads take none: it is a figure for people."""
+        self.got_nbytes += nbytes
+
     def settle_locked(self) -> None:
         """Undo reservations that were left or whose time is up."""
         while self.abandoned:
@@ -277,11 +282,13 @@ class BlockStore:
             lookups["blocks_far"] = lookups["blocks_found"] - lookups["blocks_near"]
             return {
                 "lookups": lookups,
+                "traffic": {"put_nbytes": self.mover.put.put_nbytes, "got_nbytes": self.got_nbytes},
                 "tiers": tiers,
                 "index": counts | {"nbytes_per_entry": self.index.nbytes_per_entry},
                 "mover": self.mover.stats(),
                 "namespaces": {
                     spec.title: {
+                        "tenant": spec.tenant,
                         "blocks": self.index.num_blocks(number),
                         "block_nbytes": spec.block_nbytes,
                         "used_nbytes": self.quotas.used_nbytes(number),

@@ -94,6 +94,12 @@ static void wake(kv_attach *attach) {
     (void)written;
 }
 
+void kv_attach_drain(kv_attach *attach) {
+    pthread_mutex_lock(&attach->lock);
+    attach->is_draining = 1;
+    pthread_mutex_unlock(&attach->lock);
+}
+
 void kv_attach_stop(kv_attach *attach) {
     pthread_mutex_lock(&attach->lock);
     attach->is_stopping = 1;
@@ -164,6 +170,14 @@ int kv_attach_take(kv_attach *attach, kv_help *help) {
     return is_there;
 }
 
+void kv_attach_heard(kv_attach *attach, uint32_t client, uint32_t turn) {
+    if (client >= attach->limits.clients_max || turn == 0) return;
+    pthread_mutex_lock(&attach->lock);
+    kv_parked *parked = &attach->clients[client].parked;
+    if (parked->turn == turn) parked->is_heard = 1;
+    pthread_mutex_unlock(&attach->lock);
+}
+
 void kv_attach_helped(kv_attach *attach, uint32_t client, uint32_t turn, uint32_t flags, uint32_t num_fresh) {
     if (client >= attach->limits.clients_max || turn == 0) return;
     pthread_mutex_lock(&attach->lock);
@@ -171,7 +185,7 @@ void kv_attach_helped(kv_attach *attach, uint32_t client, uint32_t turn, uint32_
     if (parked->turn == turn) {
         parked->flags |= flags;
         parked->num_fresh = num_fresh;
-        parked->is_ready = 1;
+        parked->is_heard = parked->is_ready = 1;
     }
     pthread_mutex_unlock(&attach->lock);
 }

@@ -57,6 +57,8 @@ kv_attach *kv_attach_create(int listening, kv_put *put, int arena_fd, uint64_t a
                             const kv_attach_limits *limits);
 /* Serve until kv_attach_stop; the thread's body. */
 void kv_attach_serve(kv_attach *attach);
+/* From now on nothing is reserved or opened; what is reserved may be committed. From any thread. */
+void kv_attach_drain(kv_attach *attach);
 /* End serving and waiting; from any thread. Connections close and reservations are undone. Leases count until kv_attach_destroy: they may still be reading. */
 void kv_attach_stop(kv_attach *attach);
 /* After kv_attach_serve and every kv_attach_wait have returned. */
@@ -69,6 +71,8 @@ int kv_attach_issue(kv_attach *attach, const uint8_t *ticket, uid_t uid, uint16_
 int kv_attach_wait(kv_attach *attach);
 /* Take one request: 1, or 0 when there is none. */
 int kv_attach_take(kv_attach *attach, kv_help *help);
+/* The store has heard of the reservation that waits, and does what it can. */
+void kv_attach_heard(kv_attach *attach, uint32_t client, uint32_t turn);
 /* The reservation that waits can go on, with these kv_put_flags in addition; KV_LATE only if no blocks have become visible
  * since `num_fresh` of them had (kv_put_num_fresh): they may be written, and then go. */
 void kv_attach_helped(kv_attach *attach, uint32_t client, uint32_t turn, uint32_t flags, uint32_t num_fresh);

@@ -20,7 +20,7 @@ typedef struct {
 
 /* A reservation that waits for room; one at most, another one is told to come again. */
 typedef struct {
-    int is_ready;
+    int is_heard, is_ready;
     uint32_t turn;  /* its number; 0: none waits */
     uint32_t flags; /* kv_put_flag */
     uint32_t num_fresh; /* KV_LATE is good while so many blocks have become visible */
@@ -76,7 +76,7 @@ struct kv_attach {
     uint32_t turns;
     pthread_mutex_t lock; /* what is below, and `parked.flags` and `is_ready`; taken last */
     pthread_cond_t asked;
-    int is_stopping, is_collect_asked;
+    int is_draining, is_stopping, is_collect_asked;
     kv_ticket tickets[KV_TICKETS_MAX];
     kv_help help[KV_HELP_MAX];
     uint32_t help_head, help_tail;

@@ -234,6 +234,8 @@ uint32_t kv_put_commit(kv_put *put, const uint32_t *ids, uint32_t num_ids, uint3
     uint32_t num_published = kv_index_commit(put->index, ids, num_ids, shard, committed, published);
     if (put->has_far) queue_fresh(put, published, num_published);
     for (uint32_t i = 0; i < num_ids; i++) num_lost += !committed[i];
+    const kv_ns *space = &put->index->namespaces[put->index->records[ids[0]].ns];
+    put->put_nbytes += (num_ids - num_lost) * space->slot_nbytes / (uint32_t)__builtin_popcount(space->all_parts);
     if (num_lost > 0) kv_put_reap(put);
     return num_lost;
 }
@@ -259,6 +261,11 @@ uint32_t kv_put_expire(kv_put *put, const uint32_t *ids, const uint64_t *words, 
 }
 
 /* ---- the queues ---- */
+
+uint64_t kv_put_nbytes(const kv_put *put) {
+    KV_AS_WRITER(put->index);
+    return put->put_nbytes;
+}
 
 uint32_t kv_put_num_fresh(const kv_put *put) {
     KV_AS_WRITER(put->index);

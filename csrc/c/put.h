@@ -23,6 +23,7 @@ typedef struct {
 typedef struct {
     kv_index *index;
     kv_slots *slots;
+    uint64_t put_nbytes;  /* committed so far */
     uint64_t near_nbytes; /* what stored, reserved and arriving blocks may take together, but for the spare slots */
     int has_far;
     /* below: guarded by the index's lock */
@@ -89,6 +90,8 @@ void kv_put_arrived(kv_put *put, uint64_t nbytes);
 uint64_t kv_put_evict(kv_put *put, uint64_t nbytes, int keep_unwritten);
 /* Give back what removed blocks occupied, as far as nobody leases them. */
 void kv_put_reap(kv_put *put);
+/* Bytes of slots that were committed so far, of a block with shards its part. */
+uint64_t kv_put_nbytes(const kv_put *put);
 /* How many blocks became visible so far, modulo 2^32: whoever found nothing to write at another number may look again. */
 uint32_t kv_put_num_fresh(const kv_put *put);
 /* Take up to `max` waiting blocks, or far places with their namespaces; return how many. */

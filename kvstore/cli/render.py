@@ -69,7 +69,8 @@ def console(*, stderr: bool = False) -> Console:
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], num_left: int = 1) -> Table:
-    """A table: the first `num_left` columns to the left, all others to the right. Cells are shown with str()."""
+    """A table: the first `num_left` columns to the left, all others to the right. Cells are shown
+    with str(), those that are a rich Text as they are."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -85,7 +86,7 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], 
     for position, column in enumerate(columns):
         shown.add_column(column, justify="left" if position < num_left else "right")
     for row in rows:
-        shown.add_row(*(Text(str(cell)) for cell in row))  # Text: a "[" in a cell is no markup
+        shown.add_row(*(cell if isinstance(cell, Text) else Text(str(cell)) for cell in row))  # a "[" is no markup
     return shown
 
 

@@ -8,19 +8,15 @@ from typing import Any
 import click
 
 from kvstore.cli import Command, render
-from kvstore.client import connect
-
-SOCKET = "unix:/run/kvstore/kvstore.sock"
+from kvstore.cli.remote import daemon_options, opened
 
 
 @click.command(cls=Command, example="kvstore stats unix:/run/kvstore/kvstore.sock --json")
-@click.argument("target", default=SOCKET)
-@click.option("--token", envvar="KVSTORE_TOKEN", help="Bearer token; better in the variable KVSTORE_TOKEN.")
-@click.option("--ca", type=click.Path(exists=True), help="PEM file of who signed the daemon's certificate.")
+@daemon_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(target: str, token: str | None, ca: str | None, as_json: bool) -> int:
     """Show every number of the daemon at TARGET (unix:PATH or HOST:PORT). docs/operations.md says what they mean."""
-    with connect(target, token=token, tls={"ca": ca} if ca else None) as store:
+    with opened(target, token, ca) as store:
         stats = store.stats()
     if as_json:
         render.print_json(stats)

@@ -67,12 +67,13 @@ class AttachedNamespace(RemoteNamespace):
         return self._space
 
     def _attach(self, handle: int) -> Space:
-        path = self._link.capabilities.attach_path
+        found = self._link.capabilities
+        path = found.attach_path
         if not path:
             raise Unavailable("the daemon lets nobody attach")
         reply = self._link.ask("Attach", pb.AttachRequest(namespace=handle), pb.AttachReply, repeat=True)
         attachment, number = self._attachments.open(path, reply.ticket)
-        return Space(attachment, number, reply.key_seed, self.spec)
+        return Space(attachment, number, reply.key_seed, self.spec, (found.near_tier, found.far_tier))
 
     # ---- reading ----
 
@@ -86,8 +87,8 @@ class AttachedNamespace(RemoteNamespace):
         num_blocks, leading, near = index.match(space.known_by(checked_keys(keys)), space.number)
         if near < num_blocks and not index.far[0]:
             num_blocks = near = leading
-        limits, far = self._link.capabilities, num_blocks - near
-        by_tier = {name: num for name, num in ((limits.near_tier, near), (limits.far_tier, far)) if num}
+        far = num_blocks - near
+        by_tier = {name: num for name, num in ((space.near_tier, near), (space.far_tier, far)) if num}
         return Match(num_blocks, by_tier, space.load_us(far))
 
     def lease(self, keys: Keys, deadline_ms: float | None = None) -> Lease | RemoteLease:  # type: ignore[override]
@@ -111,8 +112,8 @@ class AttachedNamespace(RemoteNamespace):
     def _coming(self, space: Space, keys: Keys, known: Keys, grip: Grip, deadline_ms: float | None) -> Coming:
         if deadline_ms == 0:
             return Coming(space, known, grip, None)
-        near = self._link.capabilities.near_tier
-        return Coming(space, known, grip, lambda: super(AttachedNamespace, self).prefetch(keys, near, deadline_ms))
+        prefetch = super().prefetch
+        return Coming(space, known, grip, lambda: prefetch(keys, space.near_tier, deadline_ms))
 
     def get(self, keys: Keys, out: Any = None, deadline_ms: float | None = None) -> tuple[int, Any]:
         """As Namespace.get."""

@@ -34,8 +34,11 @@ FULL = {
 class Space:
     """As far as an attachment lives; `number` and `seed` are of one life of the daemon."""
 
-    def __init__(self, attachment: Attachment, number: int, seed: bytes, spec: NamespaceSpec) -> None:
+    def __init__(
+        self, attachment: Attachment, number: int, seed: bytes, spec: NamespaceSpec, tiers: tuple[str, str]
+    ) -> None:
         self.attachment, self.number, self.spec = attachment, number, spec
+        self.near_tier, self.far_tier = tiers
         self._seed = seed
         self._arena = attachment.arena
 

@@ -65,6 +65,10 @@ class Attaching:
         for thread in self._threads:
             thread.start()
 
+    def drain(self) -> None:
+        """Nothing new is reserved; what is may be committed, and reads go on."""
+        self._socket.drain()
+
     def stop(self) -> None:
         """Hang up on everybody and undo what was reserved. Leases count as long as this object lives: keep it until the
         store is closed."""
@@ -113,6 +117,7 @@ class Attaching:
             if progress is None:
                 self._socket.helped(client, turn, flags, num_fresh)
             else:
+                self._socket.heard(client, turn)
                 progress.add_done_callback(lambda _: self._socket.helped(client, turn, flags, num_fresh))
 
     def _promote(self, ns: int, keys: Keys | bytes) -> None:

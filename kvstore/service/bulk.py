@@ -35,9 +35,9 @@ class Bulk:
         nbytes = len(keys) * opened.namespace.spec.block_nbytes
         if len(keys) > 1 and nbytes > self._limits.call_nbytes_max:
             raise LimitExceeded(f"{len(keys)} blocks of {nbytes} bytes: call_nbytes_max={self._limits.call_nbytes_max}")
-        with self._held.long_call(), opened.namespace.lease(keys, left_ms) as lease:
+        with self._held.long_call(caller.client), opened.namespace.lease(keys, left_ms) as lease:
             nbytes = lease.num_blocks * opened.namespace.spec.block_nbytes
-            with self._held.blocks(caller.client, nbytes):
+            with self._held.blocks(caller.client, nbytes, leased=lease.num_blocks):
                 yield from self._sent(lease, opened.namespace.spec.block_nbytes)
             self._held.count("sent_nbytes", nbytes)
 
@@ -57,7 +57,7 @@ class Bulk:
     def write(self, caller: Caller, requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
         """As the protocol says."""
         remaining_ms(context, None, self._limits.call_ms_max)  # a client that says nothing holds a thread until then
-        with self._held.long_call():
+        with self._held.long_call(caller.client):
             header = _header(next(requests, b""))
             opened = self._namespaces.get(caller, header.namespace, "write")
             has_deadline = header.HasField("deadline_ms")
@@ -66,7 +66,7 @@ class Bulk:
             deadline_ms = left_ms if has_deadline else None  # None: as the store is configured
             with opened.namespace.reserve(keys[:num_considered], header.shard, deadline_ms) as room:
                 nbytes = len(room.wanted) * opened.namespace.spec.part_nbytes
-                with self._held.blocks(caller.client, nbytes):
+                with self._held.blocks(caller.client, nbytes, reserved=len(room.wanted)):
                     yield from self._received(room, requests, header.start, num_considered, opened)
                 self._held.count("received_nbytes", nbytes)
 

@@ -51,7 +51,9 @@ class Calls:
     def _admit(self, context: grpc.ServicerContext) -> Caller:
         self._held.count("calls")
         self._door.require_open()
-        return self._gatekeeper.caller(context)
+        caller = self._gatekeeper.caller(context)
+        self._held.seen(caller.client, caller.tenant)
+        return caller
 
     def admit(self, context: grpc.ServicerContext) -> Caller:
         """Who calls; ends the call of somebody unknown, or while the server drains."""

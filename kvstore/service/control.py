@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import grpc
 from google.protobuf.message import Message
@@ -19,6 +18,7 @@ from kvstore.service.calls import Unary, remaining_ms
 from kvstore.service.identity import Caller
 from kvstore.service.limits import Held, Limits
 from kvstore.service.namespaces import Namespaces
+from kvstore.service.statistics import Statistics
 from kvstore.store import BlockStore
 from kvstore.v1 import kvstore_pb2 as pb
 
@@ -50,6 +50,7 @@ class Control:
     def __init__(self, store: BlockStore, namespaces: Namespaces, limits: Limits, held: Held, version: str) -> None:
         self._store, self._namespaces, self._limits, self._held = store, namespaces, limits, held
         self._version = version
+        self.statistics = Statistics(store, held)
         self.attaching: Attaching | None = None  # once it listens
 
     def methods(self) -> Methods:
@@ -113,7 +114,7 @@ class Control:
         opened = self._namespaces.get(caller, request.namespace, "read")
         wanted_ms = request.deadline_ms if request.HasField("deadline_ms") else None
         left_ms = remaining_ms(context, wanted_ms, self._limits.call_ms_max)
-        with self._held.long_call():
+        with self._held.long_call(caller.client):
             keys = opened.keys(request.keys)
             arriving = opened.namespace.prefetch(keys, self._store.near.name, left_ms)
             if self._store.clock.wait(arriving, int(left_ms * 1000)):
@@ -135,7 +136,7 @@ class Control:
         caller.rule.require("write")
         wanted_ms = request.deadline_ms if request.HasField("deadline_ms") else None
         left_ms = remaining_ms(context, wanted_ms, self._limits.call_ms_max)
-        with self._held.long_call():
+        with self._held.long_call(caller.client):
             return pb.FlushReply(done=self._store.flush(left_ms))
 
     def make_durable(self, caller: Caller, request: pb.MakeDurableRequest, context: grpc.ServicerContext) -> Message:
@@ -143,18 +144,13 @@ class Control:
         opened = self._namespaces.get(caller, request.namespace, "write")
         wanted_ms = request.deadline_ms if request.HasField("deadline_ms") else None
         left_ms = remaining_ms(context, wanted_ms, self._limits.call_ms_max)
-        with self._held.long_call():
+        with self._held.long_call(caller.client):
             return pb.FlushReply(done=opened.namespace.make_durable(opened.keys(request.keys), left_ms))
 
     def stats(self, caller: Caller, request: pb.StatsRequest, _: grpc.ServicerContext) -> Message:
         """As the protocol says; `service` has what the calls under way hold."""
         caller.rule.require("stats")
-        return pb.StatsReply(json=json.dumps(self.all_stats()))
-
-    def all_stats(self) -> dict[str, Any]:
-        """The store's statistics with those of the service. Errors: Unavailable."""
-        attached = self.attaching.counts() if self.attaching is not None else {}
-        return self._store.stats() | {"service": self._held.counts(), "attached": attached}
+        return pb.StatsReply(json=json.dumps(self.statistics.seen_by(caller)))
 
 
 class Admin:

@@ -119,7 +119,8 @@ class Server:
             self._lock = add_unix(self._server, self._settings.socket)
             log.info("listening on unix:%s", self._settings.socket)
             if self._settings.attach and self._store.near.is_shared:
-                self.attaching = self.control.attaching = Attaching(self._store, self._config)
+                self.attaching = Attaching(self._store, self._config)
+                self.control.attaching = self.control.statistics.attaching = self.attaching
                 self.attaching.start()
         if self._settings.listen:
             self.port = add_tcp(self._server, self._settings)
@@ -127,12 +128,14 @@ class Server:
 
     def stats(self) -> dict[str, Any]:
         """The store's statistics with those of the service. Errors: Unavailable."""
-        return self.control.all_stats()
+        return self.control.statistics.all()
 
     def drain(self, grace_ms: int) -> None:
         """No new calls; those under way get so long, then are cancelled. Returns when all have ended. Idempotent."""
         self._health.enter_graceful_shutdown()
         self._door.close()
+        if self.attaching is not None:
+            self.attaching.drain()
         stopped: threading.Event = self._server.stop(grace_ms / 1000)
         stopped.wait()
         if self.attaching is not None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
+from daemon_process import Process
 from service_helpers import WAYS, Way, open_way
 
 
@@ -24,6 +26,14 @@ def disk_way(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Way]:
     disk: dict[str, Any] = {"nbytes": "32 MiB", "path": str(tmp_path / "disk")}
     with ExitStack() as stack:
         yield open_way(request.param, tmp_path, stack, disk=disk)
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[Process]:
+    process = Process(tmp_path)
+    yield process
+    if process._process is not None and process.process.poll() is None:
+        process.end(signal.SIGKILL)
 
 
 @pytest.fixture

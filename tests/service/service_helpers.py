@@ -44,10 +44,10 @@ def config_for(folder: Path, **sections: Any) -> Config:
     return Config(**{**defaults, **sections, "serve": serve})
 
 
-def start(config: Config, stack: ExitStack) -> tuple[BlockStore, Server]:
+def start(config: Config, stack: ExitStack, on_drain: Callable[[], None] = lambda: None) -> tuple[BlockStore, Server]:
     """A store and a server on it; both end with the stack, the server first."""
     inner = stack.enter_context(open_shared(config) if config.serve.attach else kvstore.open(config))
-    server = Server(inner, config, "test", on_drain=lambda: None)
+    server = Server(inner, config, "test", on_drain)
     server.start()
     stack.callback(server.drain, 0)
     return inner, server

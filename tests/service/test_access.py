@@ -111,6 +111,26 @@ def test_a_quota_is_for_all_namespaces_of_a_tenant_and_can_change(served):
     assert inner.stats()["index"]["entries"] == 9
 
 
+def test_numbers_name_other_tenants_only_to_an_administrator(served):
+    _, server, connect = served
+    rows = [
+        Rule(name=name, token_sha256=(digest(name[0]),), verbs=("read", "write", "stats")) for name in ("acme", "beta")
+    ]
+    server.gatekeeper.replace(Access(rows))
+    a, b, operator = (connect(token) for token in ("a", "b", None))
+    for store in (a, b, operator):
+        put_chain(store.namespace(make_spec()), 2)
+    assert a.stats()["namespaces"].keys() == {"tiny tenant=acme"}
+    assert {row["tenant"] for row in a.stats()["service"]["clients"].values()} == {"acme"}
+    assert "beta" not in str(a.stats()) and "acme" not in str(b.stats())
+    assert a.stats()["index"]["entries"] == 6, "sums are of the whole store"
+    every = operator.stats()
+    assert every["namespaces"].keys() == {"tiny", "tiny tenant=acme", "tiny tenant=beta"}
+    assert {row["tenant"] for row in every["service"]["clients"].values()} == {"", "acme", "beta"}
+    server.gatekeeper.replace(Access([rows[0].model_copy(update={"verbs": ("stats", "admin")}), rows[1]]))
+    assert "tiny tenant=beta" in a.stats()["namespaces"]
+
+
 def test_a_wrong_token_opens_nothing(served):
     _, _, connect = served
     for call in (lambda s: s.namespace(make_spec()), lambda s: s.stats(), lambda s: s.link.capabilities):

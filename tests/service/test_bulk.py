@@ -18,7 +18,7 @@ from store_helpers import BLOCK, all_right, chain, make_spec, payload, put_chain
 
 from kvstore import frames
 from kvstore.errors import LimitExceeded
-from kvstore.service.limits import Held, Limits
+from kvstore.service.limits import CLIENTS_MAX, Held, Limits
 from kvstore.v1 import kvstore_pb2 as pb
 
 READ, WRITE = "/kvstore.v1.KVStore/Read", "/kvstore.v1.KVStore/Write"
@@ -223,7 +223,25 @@ def test_a_client_may_hold_so_much_and_no_more():
             with pytest.raises(LimitExceeded, match="client_nbytes_max=10"), held.blocks(client, 1):
                 pass
         assert held.counts()["held_nbytes"] == 110 and held.counts()["clients_holding"] == 2
+        assert {name: row["held_nbytes"] for name, row in held.clients().items()} == {"b": 10, "a": 100}
     assert held.counts()["held_nbytes"] == 0 and held.counts()["clients_holding"] == 0
+
+
+def test_clients_that_hold_nothing_are_forgotten_and_others_never():
+    held = Held(Limits(threads=8, client_nbytes_max=10, call_ms_max=1))
+    with held.long_call("waits"), held.blocks("holds", 5, leased=2, reserved=1):
+        for number in range(2 * CLIENTS_MAX):
+            held.seen(f"c{number}", "acme")
+        rows = held.clients()
+        assert len(rows) == CLIENTS_MAX and next(iter(rows)) == f"c{2 * CLIENTS_MAX - 1}"
+        assert rows["waits"]["long_calls"] == 1
+        assert (rows["holds"]["leased_blocks"], rows["holds"]["reserved_blocks"]) == (2, 1)
+    assert held.counts()["long_calls"] == held.counts()["held_nbytes"] == 0
+    held.seen("c1", "acme")
+    assert held.clients()["holds"]["leased_blocks"] == held.clients()["holds"]["reserved_blocks"] == 0
+    for number in range(CLIENTS_MAX):
+        held.seen(f"d{number}", "acme")
+    assert not {"waits", "holds", "c1"} & held.clients().keys()
 
 
 def test_some_threads_are_left_for_short_calls(tmp_path: Path):

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from service_helpers import wait_for
+from daemon_process import Process
+from service_helpers import open_way, wait_for
 from store_helpers import TOKENS, all_right, chain, make_spec, payload
 
 import kvstore
@@ -28,55 +29,6 @@ from kvstore.metrics import COUNTERS, Metrics
 from kvstore.probes import Probes
 
 TOKEN = "a-token"
-
-
-class Process:
-    """`kvstore serve` over one folder; `start` it as often as it dies."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.socket = folder, folder / "run" / "k.sock"
-        self.config, self.log = folder / "kvstore.toml", folder / "log"
-        self.write()
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def write(self, mover: str = "", serve: str = "") -> None:
-        self.config.write_text(
-            f'[host]\nnbytes = "4 MiB"\n[disk]\nnbytes = "32 MiB"\npath = "{self.folder / "disk"}"\n'
-            f'[mover]\n{mover}\n[serve]\nsocket = "{self.socket}"\nlog_format = "json"\n{serve}\n'
-        )
-
-    def start(self) -> None:
-        command = [sys.executable, "-m", "kvstore", "serve", "--config", str(self.config)]
-        with self.log.open("ab") as log:
-            self._process = subprocess.Popen(command, stderr=log, stdout=log, cwd=os.getcwd())
-        lives = self.said("serving;") + 1
-        assert wait_for(lambda: self.said("serving;") >= lives), self.log.read_text()
-
-    @property
-    def process(self) -> subprocess.Popen[bytes]:
-        assert self._process is not None
-        return self._process
-
-    def end(self, number: int = signal.SIGTERM) -> int:
-        self.process.send_signal(number)
-        return self.process.wait(60)
-
-    def lines(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.log.read_text().splitlines()] if self.log.exists() else []
-
-    def said(self, text: str) -> int:
-        return sum(text in line["message"] for line in self.lines())
-
-    def connect(self, **options: Any) -> Any:
-        return kvstore.connect(f"unix:{self.socket}", **options)
-
-
-@pytest.fixture
-def daemon(tmp_path: Path) -> Iterator[Process]:
-    process = Process(tmp_path)
-    yield process
-    if process._process is not None and process.process.poll() is None:
-        process.end(signal.SIGKILL)
 
 
 def test_a_daemon_that_is_told_to_end_keeps_what_it_has(daemon: Process):
@@ -209,9 +161,20 @@ def test_probes_and_metrics_over_http(daemon: Process):
 def test_counters_are_statistics_that_exist():
     with kvstore.open(Config(host={"nbytes": "1 MiB"}, disk={"nbytes": "16 MiB"})) as store:
         stats = store.stats()
-    names = {f"{section}.{name}" for section in ("lookups", "index", "mover") for name in stats[section]}
+    names = {f"{section}.{name}" for section in ("lookups", "traffic", "index", "mover") for name in stats[section]}
     names |= {f"tiers.{name}" for row in stats["tiers"].values() for name in row}
     assert {name for name in COUNTERS if not name.startswith("service.")} <= names
+
+
+def test_operations_explains_every_statistic_of_the_service(tmp_path: Path):
+    text = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
+    named = set(re.findall(r"^\| `service\.([\w.]+)` \|", text, re.MULTILINE))
+    with ExitStack() as stack:
+        way = open_way("remote", tmp_path, stack)
+        service = way.store.stats()["service"]
+    (client,) = service.pop("clients").values()
+    assert named == service.keys() | {f"clients.CLIENT.{name}" for name in client}
+    assert {name.removeprefix("service.") for name in COUNTERS if name.startswith("service.")} <= service.keys()
 
 
 def test_changed_settings_are_named():

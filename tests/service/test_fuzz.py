@@ -31,7 +31,7 @@ NAMED = {
     grpc.StatusCode.ABORTED,
 }
 SERVICES = {name: pb.DESCRIPTOR.services_by_name[name.rpartition(".")[2]] for name in (STORE, ADMIN)}
-METHODS = [
+METHODS = [  # Drain has its tests in test_drain.py: it ends the server
     (service, method) for service, found in SERVICES.items() for method in found.methods if method.name != "Drain"
 ]
 

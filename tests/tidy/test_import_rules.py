@@ -40,6 +40,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "frames": set(),
     "namespace": set(),
     "policy": set(),
+    "rates": set(),
     "trace": set(),
     "workload": set(),
     # the doors to the compiled core
@@ -145,9 +146,10 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("_core.transfer", "frames", "lease", "putting", "room", "service.calls", "service.identity"),
         *("service.limits", "service.namespaces", "v1.kvstore_pb2"),
     },
+    "service.statistics": {"service.attaching", "service.identity", "service.limits", "store"},
     "service.control": {
         *("config", "namespace", "service.attaching", "service.calls", "service.identity", "service.limits"),
-        *("service.namespaces", "store", "v1.kvstore_pb2"),
+        *("service.namespaces", "service.statistics", "store", "v1.kvstore_pb2"),
     },
     "service.server": {
         *(
@@ -206,11 +208,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli.render": set(),
     "cli.plot": {"replay"},
     "cli.traffic": {"caller", "cli.render"},
+    "cli.remote": {"client", "client.store"},
+    "cli.frame": {"cli.render", "rates"},
     "cli.*": {
         *(
             "caller",
             "cli",
             "cli.plot",
+            "cli.frame",
+            "cli.remote",
             "cli.render",
             "cli.traffic",
             "clock",
@@ -224,7 +230,7 @@ MAY_IMPORT: dict[str, set[str]] = {
             "logs",
             "namespace",
         ),
-        *("replay", "space", "store", "tiers.disk", "tiers.findings", "tiers.inspection", "trace", "workload"),
+        *("rates", "replay", "space", "store", "tiers.disk", "tiers.findings", "tiers.inspection", "trace", "workload"),
     },
     "__main__": {"cli"},
     "v1": set(),

@@ -73,7 +73,7 @@ def test_operations_explains_every_statistic() -> None:
         store.namespace(kvstore.NamespaceSpec(model="m", block_nbytes=4096))
         found = {re.sub(r"^namespaces\.m\.", "namespaces.NAME.", path) for path in paths(store.stats())}
     _, _, text = (ROOT / "docs" / "operations.md").read_text().partition("## What stats() reports")
-    named = set(re.findall(r"^\| `((?:lookups|tiers|index|mover|namespaces)\.[\w.]+)` \|", text, re.MULTILINE))
+    named = set(re.findall(r"^\| `((?:lookups|traffic|tiers|index|mover|namespaces)\.[\w.]+)` \|", text, re.MULTILINE))
     general = {re.sub(r"^tiers\.(host|disk)\.", "tiers.*.", path) for path in found}
     named = {re.sub(r"^tiers\.(TIER|host|disk)\.", "tiers.*.", path) for path in named}
     assert named == general

@@ -122,6 +122,7 @@ def test_the_number_of_namespaces_is_limited(monkeypatch):
 
 STATS = {
     "lookups": {"leases", "blocks_asked", "blocks_found", "blocks_near", "blocks_far", "leases_in_use"},
+    "traffic": {"put_nbytes", "got_nbytes"},
     "index": {
         "entries", "entries_max", "writing", "waiting", "near", "far", "removed_pending", "near_nbytes", "far_nbytes",
         "writing_nbytes", "evicted_near", "evicted_far", "dropped_unwritten", "spared", "nbytes_per_entry",
@@ -137,7 +138,7 @@ TIER_STATS = {"blocks", "used_nbytes", "capacity_nbytes", "healthy", "reason", "
 
 def test_stats_have_all_their_names():
     stats = make_store(far=ObedientTier(64 * BLOCK)).stats()
-    assert stats.keys() == {"lookups", "tiers", "index", "mover", "namespaces"}
+    assert stats.keys() == {"lookups", "traffic", "tiers", "index", "mover", "namespaces"}
     assert {part: set(stats[part]) for part in STATS} == STATS
     assert set(stats["tiers"]["far"]) == TIER_STATS
     assert set(stats["tiers"]["host"]) == TIER_STATS | {"page_kind", "prefaulted_nbytes"}
@@ -170,6 +171,8 @@ def test_stats_of_a_scripted_run_are_right():
     assert stats["mover"]["read_nbytes"] == stats["mover"]["promoted_blocks"] * BLOCK
     assert {name: row["blocks"] for name, row in stats["namespaces"].items()} == {"tiny": 3, "two": 3}
     assert stats["namespaces"]["two"]["block_nbytes"] == BLOCK
+    assert stats["traffic"] == {"put_nbytes": 6 * BLOCK, "got_nbytes": 6 * BLOCK}  # a lease alone gives nothing
+    assert [len(row["tenant"]) for row in stats["namespaces"].values()] == [0, 0]
     assert store.stats()["lookups"]["leases_in_use"] == 0
     store.check()
 

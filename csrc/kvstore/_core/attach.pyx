@@ -31,12 +31,14 @@ cdef extern from "attach.h" nogil:
     kv_attach *kv_attach_create(int listening, kv_put *put, int arena_fd, uint64_t arena_nbytes,
                                 const kv_attach_limits *limits)
     void kv_attach_serve(kv_attach *attach)
+    void kv_attach_drain(kv_attach *attach)
     void kv_attach_stop(kv_attach *attach)
     void kv_attach_destroy(kv_attach *attach)
     int kv_attach_issue(kv_attach *attach, const uint8_t *ticket, uint32_t uid, uint16_t ns, uint32_t rights,
                         uint32_t ttl_ms)
     int kv_attach_wait(kv_attach *attach)
     int kv_attach_take(kv_attach *attach, kv_help *help)
+    void kv_attach_heard(kv_attach *attach, uint32_t client, uint32_t turn)
     void kv_attach_helped(kv_attach *attach, uint32_t client, uint32_t turn, uint32_t flags, uint32_t num_fresh)
     void kv_attach_set_wait(kv_attach *attach, uint32_t put_wait_ms)
     void kv_attach_read_counts(kv_attach *attach, kv_attach_counts *counts)
@@ -80,6 +82,10 @@ cdef class AttachSocket:
         with nogil:
             kv_attach_serve(self._attach)
 
+    def drain(self):
+        """From now on nothing is reserved or opened; what is reserved may be committed."""
+        kv_attach_drain(self._attach)
+
     def stop(self):
         """End `serve` and `wait`: connections close, reservations are undone. Leases of clients count as long as this
         object lives. Idempotent; from any thread."""
@@ -114,6 +120,10 @@ cdef class AttachSocket:
             finally:
                 free(help.keys)
         return help.kind, help.ns, help.client, help.turn, help.num_blocks, keys
+
+    def heard(self, uint32_t client, uint32_t turn):
+        """A reservation that waits for the store has been looked at."""
+        kv_attach_heard(self._attach, client, turn)
 
     def helped(self, uint32_t client, uint32_t turn, uint32_t flags, uint32_t num_fresh):
         """A reservation that waited for the store can go on, with these flags of the put path in addition; LATE counts

@@ -202,6 +202,11 @@ cdef class PutPath:
         return self._put.arriving_nbytes
 
     @property
+    def put_nbytes(self):
+        """Bytes of slots that were committed so far; of a block with shards its part."""
+        return kv_put_nbytes(&self._put)
+
+    @property
     def num_fresh(self):
         """How many blocks became visible so far, modulo 2^32."""
         return kv_put_num_fresh(&self._put)

@@ -1,0 +1,56 @@
+"""The daemon as a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from service_helpers import wait_for
+
+import kvstore
+
+
+class Process:
+    """`kvstore serve` over one folder; `start` it as often as it dies."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.socket = folder, folder / "run" / "k.sock"
+        self.config, self.log = folder / "kvstore.toml", folder / "log"
+        self.write()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def write(self, mover: str = "", serve: str = "", host: str = "4 MiB", disk: str = "32 MiB") -> None:
+        self.config.write_text(
+            f'[host]\nnbytes = "{host}"\n[disk]\nnbytes = "{disk}"\npath = "{self.folder / "disk"}"\n'
+            f'[mover]\n{mover}\n[serve]\nsocket = "{self.socket}"\nlog_format = "json"\n{serve}\n'
+        )
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "kvstore", "serve", "--config", str(self.config)]
+        lives = self.said("serving;") + 1
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(command, stderr=log, stdout=log, cwd=os.getcwd())
+        assert wait_for(lambda: self.said("serving;") >= lives), self.log.read_text()
+
+    @property
+    def process(self) -> subprocess.Popen[bytes]:
+        assert self._process is not None
+        return self._process
+
+    def end(self, number: int = signal.SIGTERM) -> int:
+        self.process.send_signal(number)
+        return self.process.wait(60)
+
+    def lines(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.log.read_text().splitlines()] if self.log.exists() else []
+
+    def said(self, text: str) -> int:
+        return sum(text in line["message"] for line in self.lines())
+
+    def connect(self, **options: Any) -> Any:
+        return kvstore.connect(f"unix:{self.socket}", **options)
