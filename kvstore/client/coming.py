@@ -39,7 +39,7 @@ class Coming:
     def next(self) -> bool:
         """Wait until more leading blocks are near; False when none will be in time. Errors: LimitExceeded."""
         num_near = self.grip.num_near
-        self._settle()
+        self.settle()
         while self.grip.num_near <= num_near:
             if self.grip.num_near == self.grip.num_blocks:
                 return False
@@ -64,8 +64,8 @@ class Coming:
         except KVStoreError:  # the daemon is gone or has enough to do: it is a hint
             return
 
-    def _settle(self) -> None:
-        """Leases that end at a block which an eviction was looking at. Errors: LimitExceeded."""
+    def settle(self) -> None:
+        """Take leases again that end at a block which an eviction was looking at. Errors: LimitExceeded."""
         for _ in range(BUSY_ROUNDS_MAX):
             if self.grip.stop == STOP_FULL:
                 self.grip.release()
