@@ -136,10 +136,9 @@ int kv_session_is_done(kv_client *client) {
 
 /* ---- times ---- */
 
-/* A turn that has lasted too long does not count any more. Its client is told before anything can be evicted. */
+/* A turn that has lasted too long does not count any more. */
 static void look_at_group(kv_attach *attach, kv_client *client, uint32_t group, int64_t now_us) {
-    kv_turn *turns = &client->table.turns[group];
-    uint32_t turn = atomic_load_explicit(&turns->turn, memory_order_relaxed);
+    uint32_t turn = atomic_load_explicit(&client->table.turns[group].turn, memory_order_relaxed);
     if (turn != client->seen_turn[group] || client->since_us[group] == 0) {
         client->seen_turn[group] = turn;
         client->since_us[group] = now_us;
@@ -148,9 +147,7 @@ static void look_at_group(kv_attach *attach, kv_client *client, uint32_t group, 
     int64_t age_us = now_us - client->since_us[group];
     if (age_us < (int64_t)attach->limits.lease_ttl_ms * 1000 || client->table.revoked[group] == turn) return;
     if (!kv_lease_holds(&client->table, group)) return;
-    KV_AS_WRITER(attach->index);
-    atomic_store_explicit(&turns->revoked, turn, memory_order_seq_cst);
-    client->table.revoked[group] = turn;
+    kv_evict_revoke(attach->index, &client->table, group, turn);
     COUNTED(attach, attach->counts.num_revoked++);
 }
 
