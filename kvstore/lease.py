@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from kvstore.tiers.base import Places
 
 
+REVOKED = "this lease was held for too long and taken away"
+
+
 class Lending(Protocol):
     """Whoever has the blocks that a lease is on."""
 
@@ -66,10 +69,13 @@ class Lease:
 
     @property
     def views(self) -> list[memoryview]:
-        """Read-only buffers of block_nbytes, one per readable block; nothing is copied. LeaseExpired after release."""
+        """Read-only buffers of block_nbytes, one per readable block; nothing is copied. LeaseExpired after release, or
+        when the lease was held for too long and taken away before."""
         grip = self._held()
         if self._window is None:
             places = grip.near_places()[: self.num_blocks]
+            if len(places) < self.num_blocks:
+                raise LeaseExpired(REVOKED)
             self._window = self._namespace.read_window(places, grip.release)
         return self._window.views
 
@@ -91,7 +97,7 @@ class Lease:
         found = found.require_room(self.num_blocks) if layout is None else found.require(self.num_blocks)
         self._namespace.copy_out(places, found)
         if not grip.intact:
-            raise LeaseExpired("this lease was held for too long and taken away: the copy may have other blocks' bytes")
+            raise LeaseExpired(f"{REVOKED}: the copy may have other blocks' bytes")
         return self.num_blocks
 
     @property

@@ -15,7 +15,7 @@
 #define LOOK_MS 50        /* how often times are looked at */
 #define SERVER_LEASES (1u << 16)
 
-/* What an event is about, in its upper half; below the number of the client. */
+/* What an event is about, in its upper byte; below the client's serial and, in the lowest byte, its number. */
 enum source { LISTENING = 0, WAKE = 1, CONNECTION = 2, PROCESS = 3 };
 
 int64_t kv_now_us(void) {
@@ -24,8 +24,9 @@ int64_t kv_now_us(void) {
     return (int64_t)now.tv_sec * 1000000 + now.tv_nsec / 1000;
 }
 
-static int watch(kv_attach *attach, int fd, enum source source, uint32_t number) {
-    struct epoll_event event = {.events = EPOLLIN, .data.u64 = (uint64_t)source << 32 | number};
+static int watch(kv_attach *attach, int fd, enum source source, const kv_client *client) {
+    uint64_t who = client == NULL ? 0 : client->serial << 8 | (uint64_t)(client - attach->clients);
+    struct epoll_event event = {.events = EPOLLIN, .data.u64 = (uint64_t)source << 56 | who};
     return epoll_ctl(attach->epoll, EPOLL_CTL_ADD, fd, &event) != 0 ? -errno : 0;
 }
 
@@ -37,11 +38,14 @@ static int prepare(kv_attach *attach, int listening) {
     if (attach->arena_read_fd < 0) return attach->arena_read_fd;
     if ((code = kv_table_create(&attach->table, SERVER_LEASES)) < 0) return code;
     if ((code = kv_evict_attach(attach->index, &attach->table)) < 0) return code;
+    if ((code = kv_table_create(&attach->waiting_table, SERVER_LEASES)) < 0) return code;
+    if ((code = kv_evict_attach(attach->index, &attach->waiting_table)) < 0) return code;
     attach->epoll = epoll_create1(EPOLL_CLOEXEC);
     attach->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    if (attach->epoll < 0 || attach->wake < 0) return -errno;
-    if ((code = watch(attach, listening, LISTENING, 0)) < 0) return code;
-    return watch(attach, attach->wake, WAKE, 0);
+    attach->spare_fd = eventfd(0, EFD_CLOEXEC);
+    if (attach->epoll < 0 || attach->wake < 0 || attach->spare_fd < 0) return -errno;
+    if ((code = watch(attach, listening, LISTENING, NULL)) < 0) return code;
+    return watch(attach, attach->wake, WAKE, NULL);
 }
 
 kv_attach *kv_attach_create(int listening, kv_put *put, int arena_fd, uint64_t arena_nbytes,
@@ -51,7 +55,7 @@ kv_attach *kv_attach_create(int listening, kv_put *put, int arena_fd, uint64_t a
     attach->put = put;
     attach->index = put->index;
     attach->limits = *limits;
-    attach->listening = attach->epoll = attach->wake = attach->arena_read_fd = -1;
+    attach->listening = attach->epoll = attach->wake = attach->arena_read_fd = attach->spare_fd = -1;
     attach->arena_fd = arena_fd;
     attach->arena_nbytes = arena_nbytes;
     pthread_mutex_init(&attach->lock, NULL);
@@ -75,6 +79,9 @@ void kv_attach_destroy(kv_attach *attach) {
     while (kv_attach_take(attach, &help)) free(help.keys);
     kv_evict_detach(attach->index, &attach->table);
     kv_table_destroy(&attach->table);
+    kv_evict_detach(attach->index, &attach->waiting_table);
+    kv_table_destroy(&attach->waiting_table);
+    if (attach->spare_fd >= 0) close(attach->spare_fd);
     if (attach->listening >= 0) close(attach->listening);
     if (attach->epoll >= 0) close(attach->epoll);
     if (attach->wake >= 0) close(attach->wake);
@@ -144,7 +151,9 @@ uint32_t kv_attach_redeem(kv_attach *attach, const uint8_t *secret, uid_t uid, u
 int kv_attach_ask(kv_attach *attach, const kv_help *help) {
     pthread_mutex_lock(&attach->lock);
     int is_collect = help->kind == KV_HELP_COLLECT, is_asked = is_collect && attach->is_collect_asked;
-    int is_full = attach->help_head - attach->help_tail == KV_HELP_MAX;
+    /* Promotions are wishes, and one client can have many: they leave room for who waits. */
+    uint32_t most = help->kind == KV_HELP_PROMOTE ? KV_HELP_MAX / 2 : KV_HELP_MAX;
+    int is_full = attach->help_head - attach->help_tail >= most;
     if (!is_full && !is_asked) attach->help[attach->help_head++ % KV_HELP_MAX] = *help;
     if (!is_full && is_collect) attach->is_collect_asked = 1;
     if (!is_full && !is_asked) pthread_cond_signal(&attach->asked);
@@ -215,14 +224,24 @@ static void count_refused(kv_attach *attach) {
     pthread_mutex_unlock(&attach->lock);
 }
 
+/* Without a descriptor for it a connection would be ready to be accepted for ever, and this thread never idle. */
+static void turn_away(kv_attach *attach) {
+    close(attach->spare_fd);
+    int fd = accept4(attach->listening, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+    if (fd >= 0) close(fd);
+    attach->spare_fd = eventfd(0, EFD_CLOEXEC);
+    count_refused(attach);
+}
+
 static void accept_one(kv_attach *attach) {
     int fd = accept4(attach->listening, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+    if (fd < 0 && (errno == EMFILE || errno == ENFILE)) turn_away(attach);
     if (fd < 0) return;
     kv_client *client = free_client(attach);
-    uint32_t number = client ? (uint32_t)(client - attach->clients) : 0;
     int code = client ? kv_session_begin(attach, client, fd) : -EMFILE;
-    if (code == 0) code = watch(attach, fd, CONNECTION, number);
-    if (code == 0) code = watch(attach, client->pidfd, PROCESS, number);
+    if (code == 0) client->serial = ++attach->serials;
+    if (code == 0) code = watch(attach, fd, CONNECTION, client);
+    if (code == 0) code = watch(attach, client->pidfd, PROCESS, client);
     if (code == 0) return;
     count_refused(attach);
     if (client != NULL && client->is_used) kv_session_end(attach, client);
@@ -234,9 +253,9 @@ static void hear(kv_attach *attach, kv_client *client) {
     ssize_t nbytes = recv(client->fd, client->request, KV_REQUEST_NBYTES_MAX, MSG_DONTWAIT | MSG_TRUNC);
     if (nbytes < 0 && (errno == EAGAIN || errno == EINTR)) return;
     if (nbytes > 0 && kv_session_serve(attach, client, nbytes) == 0) return;
-    /* Who was never let in has nothing mapped: there is no end of a process to wait for. */
-    if (client->is_admitted) kv_session_silence(attach, client);
-    else kv_session_end(attach, client);
+    kv_session_silence(attach, client);
+    /* What was never admitted has no memory of ours that it could still be reading. */
+    if (!client->is_admitted || kv_session_is_done(client)) kv_session_end(attach, client);
 }
 
 static void take_wakes(kv_attach *attach) {
@@ -246,15 +265,16 @@ static void take_wakes(kv_attach *attach) {
 }
 
 static void handle(kv_attach *attach, const struct epoll_event *event) {
-    kv_client *client = &attach->clients[(uint32_t)event->data.u64];
-    switch ((enum source)(event->data.u64 >> 32)) {
+    kv_client *client = &attach->clients[event->data.u64 & 0xff];
+    int is_there = client->is_used && client->serial == (event->data.u64 << 8) >> 16;
+    switch ((enum source)(event->data.u64 >> 56)) {
     case LISTENING: accept_one(attach); break;
     case WAKE: take_wakes(attach); break;
     case CONNECTION:
-        if (client->is_used) hear(attach, client);
+        if (is_there) hear(attach, client);
         break;
     case PROCESS:
-        if (client->is_used) kv_session_end(attach, client);
+        if (is_there) kv_session_end(attach, client);
         break;
     }
 }
@@ -262,8 +282,11 @@ static void handle(kv_attach *attach, const struct epoll_event *event) {
 static void look_all(kv_attach *attach, int64_t now_us) {
     if (now_us - attach->looked_us < LOOK_MS * 1000) return;
     attach->looked_us = now_us;
-    for (uint32_t i = 0; i < attach->limits.clients_max; i++)
+    for (uint32_t i = 0; i < attach->limits.clients_max; i++) {
         if (attach->clients[i].is_used) kv_session_look(attach, &attach->clients[i], now_us);
+        if (attach->clients[i].is_used && kv_session_is_done(&attach->clients[i]))
+            kv_session_end(attach, &attach->clients[i]);
+    }
 }
 
 static int is_stopping(kv_attach *attach) {

@@ -6,7 +6,8 @@
  *
  * A client is untrusted: of its memory only the lease table is ever read here, each value once and bounded; ids and places
  * never come from it. What it holds is given back when its process is dead (pidfd), not before: a process without a
- * connection may still be reading and writing.
+ * connection may still be reading and writing. One that has hung up and holds nothing any more is forgotten; its table is
+ * closed before, so that nothing it leases then counts.
  */
 #ifndef KV_ATTACH_H
 #define KV_ATTACH_H

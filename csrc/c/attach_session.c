@@ -18,6 +18,8 @@
 #define FORGOTTEN_US 1000000 /* a reservation that waits, and whose client did not come again so long after its deadline */
 #define TOUCHES_MAX 512 /* of one client in one drain: each may stand for a long chain */
 
+#define AT_THE_DEADLINE (KV_LATE | KV_PAST_QUOTA | KV_PAST_ENTRIES) /* nothing waits with these kv_put_flags */
+
 #define COUNTED(attach, statement) \
     do { \
         pthread_mutex_lock(&(attach)->lock); \
@@ -85,7 +87,7 @@ static void drop_reservation(kv_attach *attach, kv_client *client, kv_reservatio
 static void stop_waiting(kv_attach *attach, kv_client *client) {
     kv_parked *parked = &client->parked;
     if (parked->turn == 0) return;
-    if (parked->held.group != KV_NONE) kv_lease_release(&attach->table, &parked->held);
+    if (parked->held.group != KV_NONE) kv_lease_release(&attach->waiting_table, &parked->held);
     COUNTED(attach, parked->is_ready = 0; parked->turn = 0);
 }
 
@@ -97,13 +99,16 @@ void kv_session_silence(kv_attach *attach, kv_client *client) {
     COUNTED(attach, attach->counts.num_silent++);
 }
 
+static void give_up(kv_attach *attach, kv_client *client, kv_reservation *reservation) {
+    kv_put_abandon(attach->put, reservation->ids, reservation->num_ids, reservation->shard);
+    drop_reservation(attach, client, reservation);
+}
+
 void kv_session_undo(kv_attach *attach, kv_client *client) {
     kv_session_silence(attach, client);
     for (uint32_t i = 0; client->reservations && i < attach->limits.reservations_max; i++) {
         kv_reservation *reservation = &client->reservations[i];
-        if (reservation->number == 0) continue;
-        kv_put_abandon(attach->put, reservation->ids, reservation->num_ids, reservation->shard);
-        drop_reservation(attach, client, reservation);
+        if (reservation->number != 0) give_up(attach, client, reservation);
     }
 }
 
@@ -121,12 +126,20 @@ void kv_session_end(kv_attach *attach, kv_client *client) {
     COUNTED(attach, attach->counts.num_clients--; attach->counts.num_silent--; attach->counts.num_reclaimed++);
 }
 
+/* What it leases and reserved before it hung up is looked at until it is gone. A thread of it that has not noticed the
+ * end could lease more at any moment: from here on it sees, after its lease, that the table is closed, or we the lease. */
+int kv_session_is_done(kv_client *client) {
+    if (client->fd >= 0 || client->num_reservations > 0 || kv_lease_num_held(&client->table) > 0) return 0;
+    atomic_store_explicit(&client->table.shared->is_closed, 1, memory_order_relaxed);
+    atomic_thread_fence(memory_order_seq_cst);
+    return kv_lease_num_held(&client->table) == 0;
+}
+
 /* ---- times ---- */
 
-/* A turn that has lasted too long does not count any more. Its client is told before anything can be evicted. */
+/* A turn that has lasted too long does not count any more. */
 static void look_at_group(kv_attach *attach, kv_client *client, uint32_t group, int64_t now_us) {
-    kv_turn *turns = &client->table.turns[group];
-    uint32_t turn = atomic_load_explicit(&turns->turn, memory_order_relaxed);
+    uint32_t turn = atomic_load_explicit(&client->table.turns[group].turn, memory_order_relaxed);
     if (turn != client->seen_turn[group] || client->since_us[group] == 0) {
         client->seen_turn[group] = turn;
         client->since_us[group] = now_us;
@@ -135,9 +148,7 @@ static void look_at_group(kv_attach *attach, kv_client *client, uint32_t group, 
     int64_t age_us = now_us - client->since_us[group];
     if (age_us < (int64_t)attach->limits.lease_ttl_ms * 1000 || client->table.revoked[group] == turn) return;
     if (!kv_lease_holds(&client->table, group)) return;
-    KV_AS_WRITER(attach->index);
-    atomic_store_explicit(&turns->revoked, turn, memory_order_seq_cst);
-    client->table.revoked[group] = turn;
+    kv_evict_revoke(attach->index, &client->table, group, turn);
     COUNTED(attach, attach->counts.num_revoked++);
 }
 
@@ -304,8 +315,13 @@ static int send_grant(kv_attach *attach, kv_client *client, const kv_chain *chai
         reserved->num_granted = num_mine;
     }
     memcpy(at + chain->num_keys, attach->places, num_mine * sizeof(uint32_t));
-    return send_reply(client, reserved, sizeof *reserved + ((size_t)chain->num_keys + num_mine) * sizeof(uint32_t), NULL, 0);
+    size_t nbytes = sizeof *reserved + ((size_t)chain->num_keys + num_mine) * sizeof(uint32_t);
+    if (send_reply(client, reserved, nbytes, NULL, 0) == 0) return 0;
+    if (num_mine > 0) give_up(attach, client, find_reservation(attach, client, reserved->reservation)); /* not told */
+    return -1;
 }
+
+static int try_reserve(kv_attach *attach, kv_client *client, const kv_chain *chain, uint32_t flags);
 
 /* Let a reservation wait for the store, which is asked for what is short. The client is told to come again. */
 static int park(kv_attach *attach, kv_client *client, const kv_chain *chain, enum kv_help_kind kind,
@@ -313,13 +329,14 @@ static int park(kv_attach *attach, kv_client *client, const kv_chain *chain, enu
     kv_parked *parked = &client->parked;
     size_t nbytes = sizeof *chain + (size_t)chain->num_keys * KV_KEY_NBYTES;
     if ((const uint8_t *)chain != parked->request) {
-        if (parked->turn != 0) return refuse(client, KV_STATUS_WAIT, 0);
+        if (parked->turn != 0 && chain->deadline_ms > 0) return refuse(client, KV_STATUS_WAIT, 0);
+        if (parked->turn != 0) return try_reserve(attach, client, chain, AT_THE_DEADLINE);
         if (parked->request == NULL) parked->request = malloc(KV_REQUEST_NBYTES_MAX);
         if (parked->request == NULL) return refuse(client, KV_STATUS_MEMORY, 0);
         memcpy(parked->request, chain, nbytes);
         /* Making room must not take away what this extends. */
-        kv_lease_acquire(attach->index, &attach->table, chain->ns, (const uint8_t *)(chain + 1), chain->num_keys, 0,
-                         &parked->held);
+        kv_lease_acquire(attach->index, &attach->waiting_table, chain->ns, (const uint8_t *)(chain + 1), chain->num_keys,
+                         0, &parked->held);
         uint32_t wait_ms = chain->deadline_ms;
         if (wait_ms == KV_WAIT_DEFAULT) wait_ms = __atomic_load_n(&attach->limits.put_wait_ms, __ATOMIC_RELAXED);
         if (wait_ms > attach->limits.wait_ms_max) wait_ms = attach->limits.wait_ms_max;
@@ -367,20 +384,23 @@ static int is_chain(const kv_client *client, ssize_t nbytes) {
            nbytes == (ssize_t)(sizeof *chain + (size_t)chain->num_keys * KV_KEY_NBYTES) && chain->shard < KV_SHARDS_MAX;
 }
 
+/* The limit of one client that a reservation of this chain would be over now, or 0. */
+static uint32_t exceeded(const kv_attach *attach, const kv_client *client, const kv_chain *chain) {
+    if (client->num_reservations == attach->limits.reservations_max) return KV_LIMIT_RESERVATIONS;
+    uint32_t near, total;
+    uint32_t stored = kv_index_match(attach->index, chain->ns, (const uint8_t *)(chain + 1), chain->num_keys, &near, &total);
+    uint64_t wanted_nbytes = (chain->num_keys - stored) * attach->index->namespaces[chain->ns].slot_nbytes;
+    return client->reserved_nbytes + wanted_nbytes > attach->limits.reserved_nbytes_max ? KV_LIMIT_RESERVED : 0;
+}
+
 static int serve_reserve(kv_attach *attach, kv_client *client, ssize_t nbytes) {
     const kv_chain *chain = (const kv_chain *)client->request;
     if (!is_chain(client, nbytes)) return malformed(attach, client, KV_STATUS_MALFORMED);
     if (!(rights_in(client, chain->ns) & KV_RIGHT_WRITE)) return refuse(client, KV_STATUS_DENIED, 0);
     const kv_ns *space = &attach->index->namespaces[chain->ns];
     if (!(space->all_parts >> chain->shard & 1)) return malformed(attach, client, KV_STATUS_MALFORMED);
-    if (client->num_reservations == attach->limits.reservations_max)
-        return refuse(client, KV_STATUS_LIMIT, KV_LIMIT_RESERVATIONS);
-    uint32_t near, total;
-    uint32_t stored = kv_index_match(attach->index, chain->ns, client->request + sizeof *chain, chain->num_keys, &near,
-                                     &total);
-    uint64_t wanted_nbytes = (chain->num_keys - stored) * space->slot_nbytes;
-    if (client->reserved_nbytes + wanted_nbytes > attach->limits.reserved_nbytes_max)
-        return refuse(client, KV_STATUS_LIMIT, KV_LIMIT_RESERVED);
+    uint32_t limit = exceeded(attach, client, chain);
+    if (limit != 0) return refuse(client, KV_STATUS_LIMIT, limit);
     /* Without a far tier nothing is under way that could make room later. */
     return try_reserve(attach, client, chain, attach->put->has_far ? 0 : KV_LATE);
 }
@@ -390,16 +410,19 @@ static int serve_retry(kv_attach *attach, kv_client *client, ssize_t nbytes) {
     kv_parked *parked = &client->parked;
     if (nbytes != sizeof *end) return malformed(attach, client, KV_STATUS_MALFORMED);
     if (parked->turn == 0 || parked->turn != end->reservation) return refuse(client, KV_STATUS_UNKNOWN, 0);
-    if (client->num_reservations == attach->limits.reservations_max)
-        return refuse(client, KV_STATUS_LIMIT, KV_LIMIT_RESERVATIONS);
+    uint32_t limit = exceeded(attach, client, (const kv_chain *)parked->request); /* others may have been granted */
+    if (limit != 0) {
+        stop_waiting(attach, client); /* the client gives up: the next one that has to wait can */
+        return refuse(client, KV_STATUS_LIMIT, limit);
+    }
     uint32_t flags, num_fresh;
     int is_heard, is_ready;
-    COUNTED(attach, flags = parked->flags; is_heard = parked->is_heard; is_ready = parked->is_ready; num_fresh = parked->num_fresh;
-            parked->flags &= ~(uint32_t)KV_LATE);
+    COUNTED(attach, flags = parked->flags; is_heard = parked->is_heard; is_ready = parked->is_ready;
+            num_fresh = parked->num_fresh; parked->flags &= ~(uint32_t)KV_LATE);
     if (num_fresh != kv_put_num_fresh(attach->put)) flags &= ~(uint32_t)KV_LATE;
     /* What needs no waiting, only the store's decision, is not to fail because that comes late. */
     int64_t deadline_us = parked->deadline_us + (is_heard ? 0 : HEARING_US);
-    if (kv_now_us() >= deadline_us) flags = KV_LATE | KV_PAST_QUOTA | KV_PAST_ENTRIES;
+    if (kv_now_us() >= deadline_us) flags = AT_THE_DEADLINE;
     else if (!is_ready) return refuse(client, KV_STATUS_WAIT, parked->turn);
     return try_reserve(attach, client, (const kv_chain *)parked->request, flags);
 }

@@ -26,7 +26,7 @@ typedef struct {
     uint32_t num_fresh; /* KV_LATE is good while so many blocks have become visible */
     int64_t deadline_us;
     uint8_t *request; /* a copy of it; KV_REQUEST_NBYTES_MAX once there was one */
-    kv_held held;     /* what it extends, in the server's own table */
+    kv_held held;     /* what it extends, in the server's own table for that */
 } kv_parked;
 
 typedef struct {
@@ -35,6 +35,7 @@ typedef struct {
 
 typedef struct {
     int is_used, fd, pidfd; /* fd: -1 when silent */
+    uint64_t serial;        /* another one for each that was accepted: an event may be about who had this place before */
     uid_t uid;
     pid_t pid;
     int is_admitted, has_arena;
@@ -67,13 +68,16 @@ struct kv_attach {
     kv_attach_limits limits;
     int listening, epoll, wake, arena_fd, arena_read_fd;
     uint64_t arena_nbytes;
-    kv_table table; /* for what reservations extend, while they are made */
+    kv_table table;         /* for what reservations extend, while they are made */
+    kv_table waiting_table; /* likewise while they wait; of its own, so that those that wait keep nobody else out */
     kv_client *clients;
     uint8_t *reply;                 /* scratch of the serving thread, as are the next ones */
     uint8_t plan[KV_ATTACH_KEYS_MAX];
     uint32_t ids[KV_ATTACH_KEYS_MAX], places[KV_ATTACH_KEYS_MAX];
     int64_t looked_us;
     uint32_t turns;
+    uint64_t serials;
+    int spare_fd; /* given up for a moment to turn a client away when there are no descriptors left */
     pthread_mutex_t lock; /* what is below, and `parked.flags` and `is_ready`; taken last */
     pthread_cond_t asked;
     int is_draining, is_stopping, is_collect_asked;
@@ -95,6 +99,8 @@ void kv_session_silence(kv_attach *attach, kv_client *client);
 void kv_session_undo(kv_attach *attach, kv_client *client);
 /* The process is dead, or said that it is done: everything goes back. */
 void kv_session_end(kv_attach *attach, kv_client *client);
+/* Is it over with a client that hung up: it holds nothing, and can take nothing any more? */
+int kv_session_is_done(kv_client *client);
 /* Undo reservations, revoke leases and give up what waits when their time is up. */
 void kv_session_look(kv_attach *attach, kv_client *client, int64_t now_us);
 

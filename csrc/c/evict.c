@@ -108,6 +108,12 @@ static void sieve_fill(kv_sieve *sieve, const uint32_t *ids, uint32_t num_ids) {
     }
 }
 
+void kv_evict_revoke(kv_index *index, kv_table *table, uint32_t group, uint32_t turn) {
+    KV_AS_WRITER(index);
+    atomic_store_explicit(&table->turns[group].revoked, turn, memory_order_seq_cst);
+    table->revoked[group] = turn; /* only from here on does an eviction pass over its leases */
+}
+
 /* Leases in this group do not count: its client was told. */
 static int is_revoked(const kv_table *table, uint32_t group) {
     return table->revoked != NULL && table->revoked[group] != 0 &&

@@ -56,6 +56,10 @@ void kv_carry_mark(kv_index *index, const uint32_t *ids, uint32_t num_ids, uint8
 void kv_carry_unmark(kv_index *index, const uint32_t *ids, const uint32_t *places, const uint8_t *written,
                      uint32_t num_ids, uint8_t *kept);
 
+/* Leases of this turn of a group do not count any more; who holds them finds out (kv_lease_intact) before anything that
+ * they were on can be evicted. `table->revoked` is there. */
+void kv_evict_revoke(kv_index *index, kv_table *table, uint32_t group, uint32_t turn);
+
 /* For leases.h users and tests: which of up to KV_BATCH ids some client leases. Caller fenced after its marks. */
 void kv_evict_leased(const kv_index *index, const uint32_t *ids, uint32_t num_ids, uint8_t *leased);
 

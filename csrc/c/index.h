@@ -303,6 +303,9 @@ static inline void kv_set_state(kv_index *index, uint32_t id, enum kv_state stat
 static inline uint64_t kv_record_word(const kv_record *record) {
     return atomic_load_explicit(&record->state, memory_order_acquire);
 }
+static inline uint64_t kv_record_where(const kv_record *record) {
+    return atomic_load_explicit(&record->where, memory_order_acquire);
+}
 static inline uint32_t kv_record_place(const kv_record *record) {
     return kv_where_place(atomic_load_explicit(&record->where, memory_order_acquire));
 }

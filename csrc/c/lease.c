@@ -181,6 +181,11 @@ static uint32_t acquire_group(const kv_index *index, _Atomic uint32_t *leases, u
     return got;
 }
 
+/* After the leases, and a fence behind them: the owner closes, fences and looks for leases. */
+static int is_closed(const kv_table *table) {
+    return (int)atomic_load_explicit(&table->shared->is_closed, memory_order_relaxed);
+}
+
 /* Under the table's lock; the owner of the index may be reading. */
 static void add(_Atomic uint64_t *counter, uint64_t amount) {
     atomic_store_explicit(counter, atomic_load_explicit(counter, memory_order_relaxed) + amount, memory_order_relaxed);
@@ -204,6 +209,11 @@ void kv_lease_acquire(const kv_index *index, kv_table *table, uint32_t ns, const
         if (got > 0) last = group;
         if (got < wanted) break;
         group = table->group_next[group];
+    }
+    if (is_closed(table)) {
+        kv_lease_release(table, held);
+        held->stop = KV_STOP_MISS;
+        deepest = KV_NONE;
     }
     pthread_mutex_lock(&table->lock);
     if (counted) {
@@ -240,7 +250,9 @@ int kv_lease_hold(kv_table *table, const uint32_t *ids, uint32_t num_ids, kv_hel
         atomic_store_explicit(&leases[i % KV_GROUP], ids[i] + 1, memory_order_relaxed);
     }
     atomic_thread_fence(memory_order_seq_cst);
-    return 0;
+    if (!is_closed(table)) return 0;
+    kv_lease_release(table, held);
+    return -1;
 }
 
 void kv_lease_release(kv_table *table, kv_held *held) {

@@ -22,7 +22,8 @@ typedef struct {
     _Atomic uint32_t touch_head; /* next to write: the client's */
     _Atomic uint32_t touch_tail; /* next to read: the writer's */
     kv_lookups counted;          /* of counted acquires: the client's */
-    uint64_t reserved;
+    _Atomic uint32_t is_closed;  /* the owner's: nothing that is leased from now on counts */
+    uint32_t reserved;
     uint32_t touch[KV_TOUCHES]; /* ids of the deepest block of each access; lossy when full */
     _Atomic uint32_t lease[];   /* id + 1, or 0; behind the last one a kv_turn for each group */
 } kv_leases;

@@ -38,6 +38,11 @@ void kv_link_end(kv_link *link) {
     if (!atomic_exchange(&link->is_over, 1)) shutdown(link->fd, SHUT_RDWR);
 }
 
+void kv_link_disown(kv_link *link) {
+    atomic_store(&link->is_over, 1);
+    pthread_mutex_init(&link->lock, NULL); /* a thread of the parent may have had it */
+}
+
 void kv_link_close(kv_link *link) {
     if (link->fd < 0) return;
     close(link->fd);
@@ -74,7 +79,8 @@ static int receive(kv_link *link, kv_call *call) {
     struct iovec part = {call->reply, call->reply_max};
     _Alignas(struct cmsghdr) char control[CMSG_SPACE(KV_ATTACH_FDS_MAX * sizeof(int))];
     struct msghdr message = {
-        .msg_iov = &part, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control};
+        .msg_iov = &part, .msg_iovlen = 1, .msg_control = control,
+        .msg_controllen = CMSG_LEN(KV_ATTACH_FDS_MAX * sizeof(int))}; /* sizeof control has room for one more */
     ssize_t got;
     do got = recvmsg(link->fd, &message, MSG_CMSG_CLOEXEC);
     while (got < 0 && errno == EINTR);

@@ -19,6 +19,8 @@ typedef struct {
 int kv_link_open(kv_link *link, const char *path, int timeout_ms);
 /* Nothing is sent any more; whoever waits gets an error. From any thread. */
 void kv_link_end(kv_link *link);
+/* In a child after a fork: the connection stays the parent's. */
+void kv_link_disown(kv_link *link);
 void kv_link_close(kv_link *link); /* after every other call has returned */
 /* Wait until the other end hangs up or kv_link_end was called. */
 void kv_link_watch(kv_link *link);

@@ -61,6 +61,15 @@ void kv_index_unmap(kv_index *index) {
     index->header = NULL;
 }
 
+int kv_table_disown(kv_table *table) {
+    /* In place: leases that the child collects are written to, and no thread of the parent is here that had the lock. */
+    const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED;
+    if (mmap(table->shared, table->nbytes, PROT_READ | PROT_WRITE, flags, -1, 0) == MAP_FAILED) return -errno;
+    pthread_mutex_init(&table->lock, NULL);
+    table->shared->is_closed = 1; /* and no turn has begun: nothing here is intact */
+    return 0;
+}
+
 int kv_table_map(kv_table *table, int fd) {
     memset(table, 0, sizeof *table);
     table->fd = -1;

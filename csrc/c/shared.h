@@ -19,5 +19,7 @@ int kv_index_map(kv_index *index, int fd);
 void kv_index_unmap(kv_index *index);
 /* A client's handle on its own lease table; likewise. */
 int kv_table_map(kv_table *table, int fd);
+/* In a child after a fork: the shared half is the parent's from here on; this one leases nothing, nor ends a lease. */
+int kv_table_disown(kv_table *table);
 
 #endif

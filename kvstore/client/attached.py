@@ -67,13 +67,12 @@ class AttachedNamespace(RemoteNamespace):
         return self._space
 
     def _attach(self, handle: int) -> Space:
-        found = self._link.capabilities
-        path = found.attach_path
-        if not path:
+        limits = self._link.capabilities
+        if not limits.attach_path:
             raise Unavailable("the daemon lets nobody attach")
         reply = self._link.ask("Attach", pb.AttachRequest(namespace=handle), pb.AttachReply, repeat=True)
-        attachment, number = self._attachments.open(path, reply.ticket)
-        return Space(attachment, number, reply.key_seed, self.spec, (found.near_tier, found.far_tier))
+        attachment, number = self._attachments.open(limits.attach_path, reply.ticket)
+        return Space(attachment, number, reply.key_seed, self.spec, (limits.near_tier, limits.far_tier))
 
     # ---- reading ----
 
@@ -88,7 +87,7 @@ class AttachedNamespace(RemoteNamespace):
         if near < num_blocks and not index.far[0]:
             num_blocks = near = leading
         far = num_blocks - near
-        by_tier = {name: num for name, num in ((space.near_tier, near), (space.far_tier, far)) if num}
+        by_tier = {name: num for name, num in zip(space.tiers, (near, far), strict=True) if num}
         return Match(num_blocks, by_tier, space.load_us(far))
 
     def lease(self, keys: Keys, deadline_ms: float | None = None) -> Lease | RemoteLease:  # type: ignore[override]
@@ -112,8 +111,8 @@ class AttachedNamespace(RemoteNamespace):
     def _coming(self, space: Space, keys: Keys, known: Keys, grip: Grip, deadline_ms: float | None) -> Coming:
         if deadline_ms == 0:
             return Coming(space, known, grip, None)
-        prefetch = super().prefetch
-        return Coming(space, known, grip, lambda: prefetch(keys, space.near_tier, deadline_ms))
+        near = space.tiers[0]
+        return Coming(space, known, grip, lambda: super(AttachedNamespace, self).prefetch(keys, near, deadline_ms))
 
     def get(self, keys: Keys, out: Any = None, deadline_ms: float | None = None) -> tuple[int, Any]:
         """As Namespace.get."""
@@ -128,11 +127,12 @@ class AttachedNamespace(RemoteNamespace):
             duration_us("deadline_ms", deadline_ms)
         known = space.known_by(keys)
         grip = space.attachment.leases.acquire(known, True, space.number)
-        made = np.empty((grip.num_blocks, self.spec.block_nbytes), dtype=np.uint8) if out is None else None
-        found = space.locate(out if made is None else made, None, None, writable=True)
         coming = self._coming(space, keys, known, grip, deadline_ms)
         try:
-            num_copied = _copied(space, coming, found)
+            coming.settle()
+            made = np.empty((coming.grip.num_blocks, self.spec.block_nbytes), dtype=np.uint8) if out is None else None
+            found = space.locate(out if made is None else made, None, None, writable=True)
+            num_copied = _copied(space, coming, found, len(keys) if made is None else len(made))
         finally:
             coming.grip.release()
         return num_copied, out if made is None else made[:num_copied]
@@ -200,12 +200,12 @@ class AttachedNamespace(RemoteNamespace):
         return f"<AttachedNamespace {self.spec.title!r} at {self._link.target}>"
 
 
-def _copied(space: Space, coming: Coming, found: Located) -> int:
-    """Copy what is near while what follows it is still being read; how many blocks. What was leased for too long and
-    taken away is a miss, whatever was copied."""
+def _copied(space: Space, coming: Coming, found: Located, most: int) -> int:
+    """Copy what is near of `most` blocks while what follows it is still being read; how many. What was leased for too
+    long and taken away is a miss, whatever was copied."""
     num_copied = 0
-    while coming.grip.num_near > num_copied or coming.next():
-        num_near = coming.grip.num_near
+    while num_copied < most and (coming.grip.num_near > num_copied or coming.next()):
+        num_near = min(coming.grip.num_near, most)
         if num_near > num_copied:
             found = found.require_room(num_near)
             space.copy_out(coming.grip.near_places()[num_copied:num_near], found.rows(num_copied, num_near))

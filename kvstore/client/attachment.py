@@ -79,16 +79,18 @@ class Attachment:
     def forget(self) -> None:
         """In a child after a fork: everything here is the parent's."""
         self.is_over = True
+        self.ended = threading.Event()  # a thread of the parent may have had its lock
         self.ended.set()
         self.link.disown()
+        self.leases.disown()
 
 
-_alive: weakref.WeakSet[Attachment] = weakref.WeakSet()
+_alive: weakref.WeakSet[Attachment | Attachments] = weakref.WeakSet()
 
 
 def _after_fork() -> None:
-    for attachment in list(_alive):
-        attachment.forget()
+    for one in list(_alive):
+        one.forget()
 
 
 os.register_at_fork(after_in_child=_after_fork)
@@ -109,6 +111,12 @@ class Attachments:
         self._current: Attachment | None = None
         self._pause_s, self._ready_us = PAUSE_S_MIN, 0
         self._ended = False
+        _alive.add(self)
+
+    def forget(self) -> None:
+        """In a child after a fork: nothing is attached, nor will be."""
+        self._lock = threading.Lock()  # a thread of the parent may have had it
+        self._current, self._ended = None, True
 
     def ready(self) -> bool:
         """May it be tried now? After a failure it may not for a while."""
@@ -141,4 +149,5 @@ class Attachments:
             self._ended = True
             current, self._current = self._current, None
         if current is not None:
+            current.settle()  # afterwards there is no line to say it on
             current.end()

@@ -40,7 +40,7 @@ class Coming:
     def next(self) -> bool:
         """Wait until more leading blocks are near; False when none will be in time. Errors: LimitExceeded."""
         num_near = self.grip.num_near
-        self._settle()
+        self.settle()
         while self.grip.num_near <= num_near:
             if self.grip.num_near == self.grip.num_blocks:
                 return False
@@ -65,8 +65,8 @@ class Coming:
         except KVStoreError:  # the daemon is gone or has enough to do: it is a hint
             return
 
-    def _settle(self) -> None:
-        """Leases that end at a block which an eviction was looking at. Errors: LimitExceeded."""
+    def settle(self) -> None:
+        """Take leases again that end at a block which an eviction was looking at. Errors: LimitExceeded."""
         for number in range(BUSY_ROUNDS_MAX):
             if number:
                 self._pause.wait(number * BUSY_S)

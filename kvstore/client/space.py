@@ -13,6 +13,7 @@ from kvstore._core.link import KEYS_MAX, WAIT_DEFAULT
 from kvstore.arrays import Ids, Keys
 from kvstore.block import BlockLayout
 from kvstore.client.attachment import Attachment
+from kvstore.clock import SystemClock
 from kvstore.copying import Located
 from kvstore.errors import LeaseExpired, Unavailable
 from kvstore.namespace import NamespaceSpec
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from kvstore._core.arena import Window
     from kvstore._core.lease import Grip
 
+CLOCK = SystemClock()
 PAUSE_S_MIN, PAUSE_S_MAX = 0.000_1, 0.002  # between two looks at a reservation that waits for room
 FULL = {
     "memory": "no room in the daemon's memory: it is leased or being written",
@@ -32,13 +34,13 @@ FULL = {
 
 
 class Space:
-    """As far as an attachment lives; `number` and `seed` are of one life of the daemon."""
+    """As far as an attachment lives; `number`, `seed` and the names of the `tiers` (near, far) are of one life of the
+    daemon, which may be over when they are looked at."""
 
     def __init__(
         self, attachment: Attachment, number: int, seed: bytes, spec: NamespaceSpec, tiers: tuple[str, str]
     ) -> None:
-        self.attachment, self.number, self.spec = attachment, number, spec
-        self.near_tier, self.far_tier = tiers
+        self.attachment, self.number, self.spec, self.tiers = attachment, number, spec, tiers
         self._seed = seed
         self._arena = attachment.arena
 
@@ -66,19 +68,23 @@ class Space:
     def reserve(self, keys: Keys, shard: int, deadline_ms: float | None) -> tuple[Reserved, Grant]:
         """Places for what is not stored of the chain `keys`, which the index knows by these. Errors: Unavailable,
         InvalidRequest, LimitExceeded, AccessDenied."""
-        attachment, wait_ms = self.attachment, WAIT_DEFAULT
-        if deadline_ms is not None:
-            wait_ms = min(int(deadline_ms), WAIT_DEFAULT - 1)
+        attachment, began_us = self.attachment, CLOCK.now_us()
+
+        def wait_ms() -> int:
+            if deadline_ms is None:
+                return WAIT_DEFAULT
+            return max(0, min(int(deadline_ms - (CLOCK.now_us() - began_us) / 1000), WAIT_DEFAULT - 1))
+
         attachment.settle()
         pause_s = PAUSE_S_MIN
-        answer = attachment.link.reserve(keys, self.number, shard, wait_ms)
+        answer = attachment.link.reserve(keys, self.number, shard, wait_ms())
         while isinstance(answer, int):
             attachment.ended.wait(pause_s)
             pause_s = min(2 * pause_s, PAUSE_S_MAX)
             if answer:
                 answer = attachment.link.retry(answer, len(keys))
             else:
-                answer = attachment.link.reserve(keys, self.number, shard, wait_ms)
+                answer = attachment.link.reserve(keys, self.number, shard, wait_ms())
         reservation, positions, ids, places, present, refused, why = answer
         rejected = {position: BUSY_REASON if busy else FULL[why] for position, busy in refused}
         return Reserved(self, reservation), Grant(positions, ids, places, present, rejected)

@@ -4,7 +4,8 @@
  *
  * MODE evict: the writer calls kv_evict_near, whole. MODE mark: it marks a block and looks at its leases at once, with
  * the writer's own fence between. kv_evict_near clears 10 KiB between the two, which drains the store buffer of today's
- * processors and hides a missing writer's fence from the first mode.
+ * processors and hides a missing writer's fence from the first mode. MODE turn: as mark, and the group's turn before was
+ * revoked: leases of the new one count. MODE close: it closes the table and looks for leases.
  * In each round both threads start together; who loses starts earlier next time, so that they stay neck and neck.
  * Ends at ROUNDS, or with the first round that both won. Prints "rounds both reader writer".
  */
@@ -89,19 +90,34 @@ static int mark(void) {
     int taken = CHAIN;
     kv_set_state(&index_, ids[0], KV_EVICT, 0);
     writer_fence();
+    if (is_revoked(&table, 0)) return taken;
     for (int entry = 0; entry < CHAIN; entry++)
         if (atomic_load_explicit(&table.shared->lease[entry], memory_order_relaxed) == ids[0] + 1) taken = 0;
     return taken;
 }
 
-static void prepare(int marks) {
-    if (marks) kv_set_state(&index_, ids[0], KV_VALID, 0);
+static int close_table(void) {
+    atomic_store_explicit(&table.shared->is_closed, 1, memory_order_relaxed);
+    writer_fence();
+    return kv_lease_num_held(&table) == 0;
+}
+
+/* How much of what the reader may have at most the writer has taken. */
+static int take_in_mode(char mode, kv_freed *freed) {
+    return mode == 'e' ? evict(freed) : mode == 'c' ? CHAIN * close_table() : mark();
+}
+
+static void prepare(char mode) {
+    atomic_store_explicit(&table.shared->is_closed, 0, memory_order_relaxed);
+    if (mode == 't') kv_evict_revoke(&index_, &table, 0, atomic_load_explicit(&table.turns[0].turn, memory_order_relaxed));
+    if (mode != 'e') kv_set_state(&index_, ids[0], KV_VALID, 0);
     else insert();
 }
 
 int main(int argc, char **argv) {
     if (argc != 5) return 2;
-    int marks = argv[1][0] == 'm', cpus[2] = {atoi(argv[3]), atoi(argv[4])}, lead = 0;
+    int cpus[2] = {atoi(argv[3]), atoi(argv[4])}, lead = 0;
+    const char mode = argv[1][0];
     uint64_t rounds = strtoull(argv[2], NULL, 10), round = 0, both = 0, reader = 0, writer = 0;
     static const uint64_t seed[2] = {0x1234567, 0x7654321};
     uint32_t near_places[2 * KV_BATCH], far_places[2 * KV_BATCH], jitter = 1;
@@ -110,6 +126,8 @@ int main(int argc, char **argv) {
     for (int i = 0; i < CHAIN * KV_KEY_NBYTES; i++) keys[i] = (uint8_t)((jitter = next_random(jitter)) >> 24);
     if (kv_index_create(&index_, 4 * CHAIN, seed) < 0 || kv_table_create(&table, CHAIN) < 0) return 3;
     index_.namespaces[1] = (kv_ns){.slot_nbytes = SLOT_NBYTES, .all_parts = 1};
+    table.revoked = calloc(table.num_groups, sizeof(uint32_t));
+    if (table.revoked == NULL) return 3;
     kv_evict_attach(&index_, &table);
     insert();
     pthread_t thread;
@@ -117,7 +135,7 @@ int main(int argc, char **argv) {
     pin(cpus[1]);
     uint64_t at = 1;
     for (; round < rounds && both == 0; round++, at += 3) {
-        prepare(marks);
+        prepare(mode);
         jitter = next_random(jitter);
         int now = lead + (int)(jitter >> 26) - 32;
         reader_delay = now > 0 ? now : 0;
@@ -129,9 +147,9 @@ int main(int argc, char **argv) {
         if (leased != 0) abort();
         step(&steps_begun, at + 1);
         delay(now < 0 ? -now : 0);
-        int taken = marks ? mark() : evict(&freed);
+        int taken = take_in_mode(mode, &freed);
         wait_for(&steps_done, at + 1);
-        both += marks ? taken && num_held > 0 : num_held + taken > CHAIN;
+        both += num_held + taken > CHAIN;
         reader += num_held > CHAIN / 2;
         writer += taken > CHAIN / 2;
         if (num_held > CHAIN / 2 && lead < LEAD_MAX) lead++;
@@ -142,6 +160,6 @@ int main(int argc, char **argv) {
     step(&steps_begun, UINT64_MAX);
     pthread_join(thread, NULL);
     printf("%lu %lu %lu %lu\n", round, both, reader, writer);
-    prepare(marks);
+    prepare(mode);
     return kv_index_check(&index_);
 }

@@ -178,7 +178,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # a daemon's memory in this process: the verbs over the same leases, rooms and copies as embedded
     "client.attachment": {"_core.arena", "_core.lease", "_core.link"},
     "client.space": {
-        *("_core.link", "client.attachment", "copying", "hashing", "namespace", "room", "tiers.base"),
+        *("_core.link", "client.attachment", "clock", "copying", "hashing", "namespace", "room", "tiers.base"),
     },
     "client.coming": {"_core.lease", "client.space"},
     "client.attached": {

@@ -42,7 +42,10 @@ cdef class Grip:
     def advance(self):
         """Count the leading near blocks anew: leased ones only come nearer. False when the block behind them is not
         stored any more. The caller holds the store's lock."""
-        cdef uint32_t[::1] view = self.ids()
+        cdef uint32_t[::1] view
+        if not kv_lease_intact(&self._table._table, &self._held):
+            return False
+        view = self.ids()
         cdef kv_index *index = &self._table._index._index
         while self.num_near < self.num_blocks and kv_is_near(&index.records[view[self.num_near]]):
             self.num_near += 1
@@ -57,16 +60,22 @@ cdef class Grip:
         return kv_lease_intact(&self._table._table, &self._held)
 
     def near_places(self):
-        """Places of the leading near blocks as they are now, uint32 (num,)."""
-        cdef uint32_t i, num = self._held.num_blocks
+        """Places of the leading near blocks as they are now, uint32 (num,); none once something of it was revoked."""
+        cdef uint32_t num = self._held.num_blocks, num_near = 0
+        cdef uint64_t where
         out = self.ids()
         cdef uint32_t[::1] view = out
         cdef kv_index *index = &self._table._index._index
-        for i in range(num):
-            if not kv_is_near(&index.records[view[i]]):
-                return out[:i]
-            view[i] = kv_record_place(&index.records[view[i]])
-        return out
+        if not kv_lease_intact(&self._table._table, &self._held):    # of a parent's lease there are not even ids
+            return out[:0]
+        while num_near < num:
+            where = kv_record_where(&index.records[view[num_near]])
+            if kv_where_tier(where) != KV_NEAR:
+                break
+            view[num_near] = kv_where_place(where)
+            num_near += 1
+        # The place of another block may be no place of one of this size.
+        return out[:num_near] if kv_lease_intact(&self._table._table, &self._held) else out[:0]
 
 
 cdef class LeaseTable:
@@ -131,6 +140,13 @@ cdef class LeaseTable:
                                 "release some leases")
         grip.num_blocks = num_ids
         return grip
+
+    def disown(self):
+        """In a child after a fork: the leases stay the parent's. From here on nothing can be leased, and no lease of
+        before counts as intact. Errors: Unavailable when the system refuses it."""
+        cdef int code = kv_table_disown(&self._table)
+        if code < 0:
+            raise Unavailable(f"the parent's leases cannot be let go of: {os.strerror(-code)}")
 
     @property
     def touches(self):

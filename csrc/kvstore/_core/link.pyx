@@ -67,6 +67,7 @@ cdef extern from "link.h" nogil:
         uint32_t num_fds
     int kv_link_open(kv_link *link, const char *path, int timeout_ms)
     void kv_link_end(kv_link *link)
+    void kv_link_disown(kv_link *link)
     void kv_link_close(kv_link *link)
     void kv_link_watch(kv_link *link)
     int kv_link_call(kv_link *link, kv_call *call)
@@ -126,7 +127,7 @@ cdef class Link:
 
     def disown(self):
         """In a child after a fork: the connection stays the parent's."""
-        self._link.is_over = 1
+        kv_link_disown(&self._link)
 
     @property
     def is_over(self):

@@ -102,6 +102,9 @@ cdef extern from "index.h" nogil:
     int kv_is_near(const kv_record *record)
     uint64_t kv_record_word(const kv_record *record)
     uint32_t kv_record_place(const kv_record *record)
+    uint64_t kv_record_where(const kv_record *record)
+    uint32_t kv_where_tier(uint64_t where)
+    uint32_t kv_where_place(uint64_t where)
     void kv_record_key(const kv_record *record, uint8_t *key)
 
 
@@ -183,3 +186,4 @@ cdef extern from "shared.h" nogil:
     int kv_index_map(kv_index *index, int fd)
     void kv_index_unmap(kv_index *index)
     int kv_table_map(kv_table *table, int fd)
+    int kv_table_disown(kv_table *table)
