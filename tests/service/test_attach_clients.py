@@ -98,7 +98,9 @@ def test_limits_count_when_a_wait_is_over(tmp_path: Path):
             assert raw.ask(wire.ABANDON, ended(much.reservation)).status == wire.OK
             again = raw.ask(wire.RESERVE, chain(number, keys))
             assert again.status == wire.WAIT and again.detail > 0  # the place of who gave up is free
-            assert raw.ask(wire.RETRY, ended(again.detail)).granted == 2
+            answers = []  # nobody can look at it while this test has the lock; it is not waited for very long
+            assert wait_for(lambda: answers.append(raw.ask(wire.RETRY, ended(again.detail))) or answers[-1].body)
+            assert answers[-1].granted == 2
 
 
 def test_those_that_wait_keep_nobody_else_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
