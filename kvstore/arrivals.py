@@ -43,8 +43,8 @@ class Arrivals:
 
     @property
     def num_promoted(self) -> int:
-        """Blocks that have arrived."""
-        return self.grip.num_near - self._num_near
+        """Blocks that have arrived; after a removal there may be fewer near than there were at first."""
+        return max(0, self.grip.num_near - self._num_near)
 
     def next(self) -> bool:
         """Wait until more leading blocks are near; False when none will be in time. Errors: LimitExceeded."""

@@ -33,8 +33,10 @@ class Process:
     def start(self) -> None:
         command = [sys.executable, "-m", "kvstore", "serve", "--config", str(self.config)]
         lives = self.said("serving;") + 1
+        # What this run of the tests is told by variables is no setting of the daemon.
+        environment = {name: value for name, value in os.environ.items() if not name.upper().startswith("KVSTORE_")}
         with self.log.open("ab") as log:
-            self._process = subprocess.Popen(command, stderr=log, stdout=log, cwd=os.getcwd())
+            self._process = subprocess.Popen(command, stderr=log, stdout=log, cwd=os.getcwd(), env=environment)
         assert wait_for(lambda: self.said("serving;") >= lives), self.log.read_text()
 
     @property
@@ -47,7 +49,9 @@ class Process:
         return self.process.wait(60)
 
     def lines(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.log.read_text().splitlines()] if self.log.exists() else []
+        """What the log has in whole lines; the last may be being written."""
+        text = self.log.read_text() if self.log.exists() else ""
+        return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
     def said(self, text: str) -> int:
         return sum(text in line["message"] for line in self.lines())

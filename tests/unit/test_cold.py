@@ -214,6 +214,18 @@ def test_what_was_removed_meanwhile_is_not_pending(ns, cold, far, clock):
         assert all_right(cold[:5], lease.views)
 
 
+def test_a_removal_of_what_was_near_is_no_negative_promotion(store, ns, cold, far, clock):
+    """The count of promoted blocks goes to remote clients as an unsigned number."""
+    ns.prefetch(cold[:2])
+    far.finish_all()
+    settle(store)
+    assert ns.match(cold).by_tier["host"] == 2
+    clock.acts = [lambda: (ns.remove(cold[:1]), far.finish_all())]
+    with ns.lease(cold) as lease:
+        assert (lease.num_blocks, lease.pending, lease.num_promoted) == (0, 0, 0)
+    store.check()
+
+
 def test_a_removal_of_what_was_copied_already_ends_it_there(store, ns, cold, far, clock):
     out = out_for()
     clock.acts = [lambda: far.finish(0), lambda: far.finish(1), lambda: (ns.remove(cold[:1]), far.finish_all())]
