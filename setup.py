@@ -12,9 +12,10 @@ MODULES = {
     "hash": ["sha256", "xxh3", "chain"],
     "transfer": ["copy"],
     "arena": ["memory", "slots"],
-    "index": ["index", "adopt", "lru", "evict", "moves", "removal", "walk", "audit"],
+    "index": ["index", "adopt", "events", "lru", "evict", "moves", "removal", "walk", "audit"],
+    "events": ["events"],
     "walk": ["walk"],
-    "lease": ["lease", "index", "lru"],
+    "lease": ["lease", "index", "events", "lru"],
     "blockio": ["engine", "engine_queue", "transfer_op", "ring", "xxh3"],
     "clocked": ["clocked", "lease"],
 }

@@ -16,6 +16,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "events.h"
+
 #define KV_KEY_NBYTES 32
 #define KV_KEY_WORDS 4
 #define KV_BUCKET_SLOTS 7
@@ -146,6 +148,7 @@ typedef struct {
     kv_table *tables[KV_TABLES_MAX];
     uint32_t num_tables;
     kv_counts counts;
+    kv_events events; /* none are kept until kv_events_create */
 } kv_index;
 
 static inline uint64_t kv_load_word(const uint8_t *bytes, int word) {
@@ -247,6 +250,9 @@ void kv_index_bare(kv_index *index, uint32_t parent);
 void kv_index_retire(kv_index *index, uint32_t id, enum kv_reason reason);
 void kv_index_unhash(kv_index *index, uint32_t id);
 void kv_index_note_ghost(kv_index *index, uint32_t id, enum kv_reason reason);
+void kv_index_tell_stored(kv_index *index, uint32_t id);
+void kv_index_tell_removed(kv_index *index, uint32_t id, enum kv_reason reason);
+void kv_index_tell_cleared(kv_index *index, uint16_t ns);
 uint32_t kv_index_take_id(kv_index *index);
 void kv_index_give_id(kv_index *index, uint32_t id);
 static inline void kv_set_state(kv_index *index, uint32_t id, enum kv_state state, int new_generation) {

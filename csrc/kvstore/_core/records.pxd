@@ -2,6 +2,21 @@
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 
+cdef extern from "events.h" nogil:
+    enum kv_event_kind:
+        KV_EVENT_STORED
+        KV_EVENT_REMOVED
+        KV_EVENT_CLEARED
+    ctypedef struct kv_event:
+        uint16_t ns
+    ctypedef struct kv_events:
+        uint32_t capacity
+        uint64_t newest
+    int kv_events_create(kv_events *events, uint32_t capacity)
+    uint64_t kv_events_oldest(const kv_events *events)
+    uint32_t kv_events_read(const kv_events *events, uint64_t since, uint32_t most, kv_event *out)
+
+
 cdef extern from "index.h" nogil:
     const uint32_t KV_NONE
     enum: KV_KEY_NBYTES
@@ -53,6 +68,7 @@ cdef extern from "index.h" nogil:
         kv_order near_order
         kv_order far_order
         kv_counts counts
+        kv_events events
         const kv_policy *policy
     int kv_index_create(kv_index *index, uint32_t entries_max, const uint64_t *seed)
     void kv_index_destroy(kv_index *index)
