@@ -55,6 +55,10 @@ class Namespace:
             return hashing.mix_keys(self._seed, block_hashes)
         return hashing.chain_keys(self._seed, token_ids, self.spec.block_tokens, self.spec.hash)
 
+    def event_keys(self, keys: Keys) -> Keys:
+        """What events call these blocks: here the keys themselves."""
+        return checked_keys(keys)
+
     # ---- reading ----
 
     def match(self, keys: Keys) -> Match:
@@ -228,7 +232,7 @@ class Namespace:
         if used < len(places):
             self._return(places[used:])
         positions, mine, own_places, words, present, refused = self._index.granted(plan, ids)
-        store.watch(mine, words)
+        store.expire_later(mine, words)
         full = store.why_full(self.number, why) if refused else ""
         rejected = {position: BUSY_REASON if busy else full for position, busy in refused}
         return Grant(positions, mine, own_places, present, rejected), None
