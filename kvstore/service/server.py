@@ -23,6 +23,7 @@ from kvstore.service.endpoints import add_tcp, add_unix
 from kvstore.service.identity import Gatekeeper
 from kvstore.service.limits import MESSAGE_NBYTES_MAX, Held, Limits
 from kvstore.service.namespaces import Namespaces
+from kvstore.service.watches import Watches
 from kvstore.store import BlockStore
 from kvstore.v1 import kvstore_pb2 as pb
 
@@ -65,16 +66,19 @@ class Server:
     def __init__(self, store: BlockStore, config: Config, version: str, on_drain: Callable[[], None]) -> None:
         settings = config.serve
         self._settings = settings
-        self.limits = Limits(settings.threads, settings.client_nbytes_max, settings.call_ms_max)
+        self.limits = Limits(settings.threads, settings.client_nbytes_max, settings.call_ms_max, settings.watches_max)
         self.held = Held(self.limits)
         self.gatekeeper = Gatekeeper(Access.load(settings.access) if settings.access else None)
         self._door, self._namespaces = Door(), Namespaces(store)
         self.control = Control(store, self._namespaces, self.limits, self.held, version)
         self._admin = Admin(self._namespaces, config, on_drain)
         self._bulk = Bulk(self._namespaces, self.limits, self.held)
+        self._watches = Watches(store.feed, self._namespaces, self.gatekeeper, self._door, self.held)
         self._health = health.HealthServicer(experimental_non_blocking=True)
-        self._pool = ThreadPoolExecutor(settings.threads, thread_name_prefix="kvstore-rpc")
-        self._server = grpc.server(self._pool, options=OPTIONS, maximum_concurrent_rpcs=3 * settings.threads)
+        num_threads = settings.threads + settings.watches_max  # a watch takes none away from the others
+        self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="kvstore-rpc")
+        most = 3 * settings.threads + settings.watches_max
+        self._server = grpc.server(self._pool, options=OPTIONS, maximum_concurrent_rpcs=most)
         self._register()
         self._lock: int | None = None
         self.port = 0
@@ -84,6 +88,7 @@ class Server:
         streams = {
             "Read": calls.answering(self._bulk.read, pb.ReadRequest),
             "Write": calls.conversing(self._bulk.write),
+            "Watch": calls.answering(self._watches.watch, pb.WatchRequest),
         }
         self._server.add_generic_rpc_handlers(
             (
@@ -127,6 +132,7 @@ class Server:
         """No new calls; those under way get so long, then are cancelled. Returns when all have ended. Idempotent."""
         self._health.enter_graceful_shutdown()
         self._door.close()
+        self._watches.end()
         stopped: threading.Event = self._server.stop(grace_ms / 1000)
         stopped.wait()
         self._pool.shutdown()  # cancelled calls let go of their blocks before the store closes

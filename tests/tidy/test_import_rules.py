@@ -38,6 +38,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config": {"section", "serving"},
     "access": set(),
     "frames": set(),
+    "events": set(),
     "namespace": set(),
     "policy": set(),
     "trace": set(),
@@ -114,6 +115,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "clock",
         "durability",
         "explain",
+        "feed",
         "recovered",
         "handle",
         "mover",
@@ -122,10 +124,13 @@ MAY_IMPORT: dict[str, set[str]] = {
         "space",
         "tiers.base",
         "tiers.host",
+        "watching",
     },
+    "feed": {"_core.events", "_core.index", "clock", "events"},
+    "watching": {"checks", "clock", "events", "feed", "handle", "namespace", "tiers.host"},
     # composition: the one place where tiers are chosen
     "embedded": {
-        *("_core.index", "_core.lease", "clock", "config", "mover", "policy", "space", "store"),
+        *("_core.events", "_core.index", "_core.lease", "clock", "config", "mover", "policy", "space", "store"),
         *("tiers.base", "tiers.disk", "tiers.host"),
     },
     "kvstore": {"client", "config", "embedded", "handle", "namespace", "store"},
@@ -143,12 +148,16 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("service.limits", "service.namespaces", "v1.kvstore_pb2"),
     },
     "service.control": {
-        *("config", "namespace", "service.calls", "service.identity", "service.limits", "service.namespaces"),
+        *("config", "events", "namespace", "service.calls", "service.identity", "service.limits", "service.namespaces"),
         *("store", "v1.kvstore_pb2"),
+    },
+    "service.watches": {
+        *("_core.events", "events", "feed", "service.calls", "service.identity", "service.limits"),
+        *("service.namespaces", "v1.kvstore_pb2"),
     },
     "service.server": {
         *("access", "config", "service.bulk", "service.calls", "service.control", "service.endpoints"),
-        *("service.identity", "service.limits", "service.namespaces", "store", "v1.kvstore_pb2"),
+        *("service.identity", "service.limits", "service.namespaces", "service.watches", "store", "v1.kvstore_pb2"),
     },
     "client": {"client.link", "client.store"},
     "client.blocks": {"_core.transfer", "copying", "frames"},
@@ -162,8 +171,11 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("checks", "client.blocks", "client.lease", "client.link", "client.putting", "client.room"),
         *("client.streams", "clock", "copying", "hashing", "namespace", "v1.kvstore_pb2"),
     },
-    "client.store": {"checks", "client.handle", "client.link", "namespace", "v1.kvstore_pb2"},
-    "aio": {"client", "config", "embedded"},
+    "client.watch": {"client.handle", "client.link", "events", "v1.kvstore_pb2"},
+    "client.store": {
+        *("checks", "client.handle", "client.link", "client.watch", "events", "namespace", "v1.kvstore_pb2"),
+    },
+    "aio": {"client", "config", "embedded", "events"},
     # the daemon: composition and lifecycle
     "logs": set(),
     "metrics": set(),
@@ -240,6 +252,7 @@ MAY_CIMPORT: dict[str, set[str]] = {
     "index": {"records"},
     "lease": {"index", "records"},
     "walk": {"index", "records"},
+    "events": {"index", "records"},
     "clocked": {"index", "lease", "records"},
 }
 
