@@ -42,9 +42,13 @@ class Rule(BaseModel):
         if verb not in self.verbs:
             raise AccessDenied(f"tenant {self.name!r} may not {verb}; it may {', '.join(self.verbs) or 'do nothing'}")
 
+    def may_use(self, title: str) -> bool:
+        """Does one of the patterns fit the namespace's name?"""
+        return any(fnmatch.fnmatchcase(title, pattern) for pattern in self.namespaces)
+
     def require_namespace(self, title: str) -> None:
         """Errors: AccessDenied unless one of the patterns fits the namespace's name."""
-        if not any(fnmatch.fnmatchcase(title, pattern) for pattern in self.namespaces):
+        if not self.may_use(title):
             raise AccessDenied(f"tenant {self.name!r} may not use namespace {title!r}")
 
     def require_room(self, num_open: int) -> None:

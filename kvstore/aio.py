@@ -8,7 +8,7 @@ itself, so a lease or room that it was to give is released when it comes.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Self
@@ -17,8 +17,9 @@ from kvstore import embedded
 from kvstore.client import connect as connect_store
 from kvstore.config import Config
 from kvstore.errors import Unavailable
+from kvstore.events import START, Events, Position
 
-__all__ = ["Lease", "Namespace", "Room", "Store", "connect", "open"]
+__all__ = ["Lease", "Namespace", "Room", "Store", "Watch", "connect", "open"]
 
 THREADS = 16
 
@@ -107,6 +108,57 @@ class Namespace(_Wrapper):
             raise
 
 
+class Watch:
+    """As kvstore.watching.Watch, for `async for`. It has a thread of its own; an await that is cancelled loses nothing:
+    the batch that it waited for is the next one's."""
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="kvstore-aio-watch")
+        self._coming: Future[Events | None] | None = None
+
+    @property
+    def position(self) -> Position:
+        """How far it has come; not to be asked while somebody waits for its next batch."""
+        found: Position = self._inner.position
+        return found
+
+    def __aiter__(self) -> Watch:
+        return self
+
+    async def __anext__(self) -> Events:
+        if self._coming is None:
+            try:
+                self._coming = self._pool.submit(next, self._inner, None)
+            except RuntimeError:  # closed
+                raise StopAsyncIteration from None
+        coming = self._coming
+        try:
+            found = await asyncio.shield(asyncio.wrap_future(coming))
+        except asyncio.CancelledError:  # nobody has had the batch yet
+            raise
+        except BaseException:
+            self._coming = None
+            raise
+        self._coming = None
+        if found is None:
+            raise StopAsyncIteration
+        return found
+
+    async def close(self) -> None:
+        """As the synchronous one."""
+        await asyncio.get_running_loop().run_in_executor(None, self._inner.close)
+        self._pool.shutdown(wait=False)
+
+    async def __aenter__(self) -> Watch:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+
 class Store(_Wrapper):
     """As kvstore.BlockStore; `namespace`, `flush`, `stats` and `close` are coroutines."""
 
@@ -115,6 +167,13 @@ class Store(_Wrapper):
     async def namespace(self, *arguments: Any, **named: Any) -> Namespace:
         """As BlockStore.namespace."""
         return Namespace(await self._run(self._inner.namespace, *arguments, **named), self._pool)
+
+    def watch(self, namespaces: Sequence[Namespace] | None = None, since: Position = START) -> Watch:
+        """As BlockStore.watch; it does not wait for anything, so it is no coroutine."""
+        inner = namespaces
+        if isinstance(namespaces, (list, tuple)):
+            inner = [one._inner if isinstance(one, Namespace) else one for one in namespaces]
+        return Watch(self._inner.watch(inner, since))
 
     async def close(self) -> None:
         """As BlockStore.close; calls under way end first."""

@@ -127,6 +127,9 @@ class Index(_Section):
     leases_max: int = Field(
         default=65_536, ge=64, le=1 << 20, description="Blocks that may be under lease at one time."
     )
+    events_max: int = Field(
+        default=65_536, ge=0, le=1 << 24, description="Latest events kept for those who watch; 0: nobody can watch."
+    )
 
 
 class Mover(_Section):

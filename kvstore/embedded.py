@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 
 from kvstore import policy
+from kvstore._core import events
 from kvstore._core.index import Index
 from kvstore._core.lease import LeaseTable
 from kvstore.clock import SystemClock
@@ -112,6 +113,7 @@ def _open(config: Config, *, shared: bool) -> BlockStore:
 
 def _assembled(config: Config, near: HostTier, far: Tier | None) -> EmbeddedStore:
     index = Index(config.entries_max)
+    events.keep(index, config.index.events_max)
     clock = SystemClock()
     limits = Limits(
         near_nbytes=config.host.nbytes,

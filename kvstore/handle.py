@@ -54,6 +54,10 @@ class Namespace:
             return hashing.mix_keys(self._seed, block_hashes)
         return hashing.chain_keys(self._seed, token_ids, self.spec.block_tokens, self.spec.hash)
 
+    def event_keys(self, keys: Keys) -> Keys:
+        """What events call these blocks: here the keys themselves."""
+        return checked_keys(keys)
+
     # ---- reading ----
 
     def match(self, keys: Keys) -> Match:

@@ -74,9 +74,13 @@ class NamespaceSpec:
     @property
     def title(self) -> str:
         """The name that a handshake compares under; no two tenants have one in common."""
+        return f"{self.own_title} tenant={self.tenant}" if self.tenant else self.own_title
+
+    @property
+    def own_title(self) -> str:
+        """The same as its tenant calls it: `name`, or what it is made of."""
         rest = [f"{item}={getattr(self, item)}" for item in IDENTITY[1:] if getattr(self, item)]
-        title = self.name or " ".join([self.model, *rest])
-        return f"{title} tenant={self.tenant}" if self.tenant else title
+        return self.name or " ".join([self.model, *rest])
 
     def text(self) -> str:
         """Canonical text (docs/formats.md, "Namespace"): JSON, keys sorted, no spaces; without an empty tenant."""

@@ -93,7 +93,7 @@ class Reservation:
 
     def _granted(self, answer: Answer) -> Grant:
         _, positions, mine, places, words, present, refused, why = answer
-        self._store.watch(mine, words)
+        self._store.expire_later(mine, words)
         full = self._store.why_full(self._number, why) if refused else ""
         rejected = {position: BUSY_REASON if busy else full for position, busy in refused}
         return Grant(positions, mine, places, present, rejected)

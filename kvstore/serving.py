@@ -45,6 +45,12 @@ class Serve(Section):
     access: str | None = text("Authorization table, TOML; without it everyone who can connect may do everything.")
     metrics: str | None = text("HOST:PORT of /metrics, /healthz and /readyz over HTTP.")
     threads: int = Field(default=32, ge=8, le=1024, description="Calls served at a time; four are kept for short ones.")
+    watches_max: int = Field(
+        default=8,
+        ge=0,
+        le=1024,
+        description="Watches at a time, each with a thread of its own; a tenant has at most half of them, or one.",
+    )
     client_nbytes_max: ByteSize = Field(
         default=ByteSize(4 << 30),
         ge=1 << 20,

@@ -19,6 +19,7 @@ from kvstore.checks import duration_us, whole_number
 from kvstore.clock import Clock
 from kvstore.errors import InvalidRequest, LimitExceeded, Unavailable
 from kvstore.explain import why_absent
+from kvstore.feed import Feed
 from kvstore.handle import Namespace
 from kvstore.mover import Mover
 from kvstore.namespace import NamespaceSpec
@@ -27,6 +28,7 @@ from kvstore.recovered import Recovered
 from kvstore.space import Sizes, slot_nbytes
 from kvstore.tiers.base import PLACE_NBYTES, DurableTier, Places, Tier
 from kvstore.tiers.host import HostTier
+from kvstore.watching import Watching
 
 log = logging.getLogger("kvstore")
 
@@ -37,7 +39,7 @@ QUOTA_NBYTES_MAX = 1 << 60
 Adopted = tuple[Places, NDArray[np.uint32], NDArray[np.uint32], Ids]  # places, sizes, last uses, ids
 
 
-class BlockStore:
+class BlockStore(Watching):
     """A store of KV blocks in this process. `kvstore.open` makes one; `namespace` gives the verbs.
 
     Safe to use from several threads. Lookups and leases take no lock; whatever changes the store takes one.
@@ -60,6 +62,7 @@ class BlockStore:
         self.index, self.leases, self.near, self.far = index, leases, near, far
         self.mover, self.clock = mover, clock
         self.lock = mover.lock
+        self.feed = Feed(index, mover.lock, clock, self.check_open)
         self.put_wait_ms = put_wait_ms
         self.near_capacity = mover.limits.near_nbytes
         self.far_name = far.name if far is not None else "none"
@@ -74,7 +77,7 @@ class BlockStore:
         self.got_nbytes = 0  # of blocks, by callers
         self.num_dropped = 0  # blocks on disk that no namespace could be found for
         self.is_open = True  # False once it is closed; may be read without the lock
-        mover.chore = self.settle_locked
+        mover.chore = self._chore
         if far is not None and isinstance(far, DurableTier):
             self._recover(far)
 
@@ -191,6 +194,10 @@ class BlockStore:
             found, ids = found.only(taken), ids[taken]
         adopted.append((found.places, np.ascontiguousarray(found.entries["nbytes"]), found.last_used_s, ids))
 
+    def spec(self, number: int) -> NamespaceSpec:
+        """Of a namespace that the index knows. Needs no lock."""
+        return self._specs[number]
+
     # ---- what Namespace asks for; caller holds the lock unless it says otherwise ----
 
     def check_open(self) -> None:
@@ -224,7 +231,7 @@ class BlockStore:
         near, *_ = self.index.describe(ids)
         return self.near.name if near[0] != core.NONE else self.far_name
 
-    def watch(self, ids: Ids, words: Words) -> None:
+    def expire_later(self, ids: Ids, words: Words) -> None:
         """These ids were reserved just now, with these state words, and may not stay so for ever."""
         if len(ids):
             self._reserved.append((self.clock.now_us() + self._ttl_us, ids, words))
@@ -251,6 +258,10 @@ class BlockStore:
             if self.mover.put.expire(ids, words, is_over, self.clock.time_s()) and not is_over:
                 return
             self._reserved.popleft()
+
+    def _chore(self) -> None:
+        self.settle_locked()
+        self.feed.step()
 
     # ---- the whole store ----
 
@@ -284,7 +295,7 @@ class BlockStore:
                 "lookups": lookups,
                 "traffic": {"put_nbytes": self.mover.put.put_nbytes, "got_nbytes": self.got_nbytes},
                 "tiers": tiers,
-                "index": counts | {"nbytes_per_entry": self.index.nbytes_per_entry},
+                "index": counts | {"nbytes_per_entry": self.index.nbytes_per_entry, "events": self.feed.num_events},
                 "mover": self.mover.stats(),
                 "namespaces": {
                     spec.title: {
@@ -337,6 +348,7 @@ class BlockStore:
         with self.lock:
             self._check_unused()  # somebody may have taken views during the flush
             self.is_open = False
+            self.feed.wake()
         self.mover.stop()
         if self.far is not None:
             with self.lock:

@@ -213,6 +213,7 @@ static void spare(kv_index *index, uint32_t id, enum kv_tier tier, int whole, in
 static void drop(kv_index *index, uint32_t id, enum kv_reason reason) {
     uint32_t parent = index->records[id].parent;
     kv_index_note_ghost(index, id, reason);
+    kv_index_tell_removed(index, id, reason);
     kv_index_unhash(index, id);
     if (parent != KV_NONE) kv_index_bare(index, parent);
     index->records[id].parent = KV_NONE;

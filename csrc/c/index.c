@@ -84,6 +84,7 @@ failed: {
 
 void kv_index_destroy(kv_index *index) {
     if (index->header == NULL) return;
+    kv_events_destroy(&index->events);
     if (index->links) munmap(index->links, links_nbytes(index));
     if (index->writing) munmap(index->writing, writing_nbytes(index));
     if (index->ghosts) munmap(index->ghosts, KV_GHOSTS * sizeof(kv_ghost));
@@ -258,6 +259,7 @@ void kv_index_retire(kv_index *index, uint32_t id, enum kv_reason reason) {
         links->prev = links->next = KV_NONE;
     } else {
         index->policy->leave(index, id, KV_NONE);
+        kv_index_tell_removed(index, id, reason);
     }
     kv_index_note_ghost(index, id, reason);
     if (!(record->flags & KV_ORPHAN)) kv_index_unhash(index, id);
@@ -382,6 +384,7 @@ static void publish(kv_index *index, uint32_t id) {
     index->counts.num_near++;
     index->counts.near_nbytes += slot_nbytes(index, id);
     kv_set_state(index, id, KV_VALID, 0);
+    kv_index_tell_stored(index, id);
 }
 
 /* Blocks that were complete before their parents: published as soon as these are. */
@@ -506,5 +509,6 @@ uint32_t kv_index_adopt(kv_index *index, const uint8_t *key, uint32_t parent, ui
     kv_index_count(index, ns, 1);
     index->counts.num_far++;
     index->counts.far_nbytes += slot_nbytes(index, id);
+    kv_index_tell_stored(index, id);
     return id;
 }

@@ -17,6 +17,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "events.h"
+
 #define KV_KEY_NBYTES 32
 #define KV_KEY_WORDS 4
 #define KV_BUCKET_SLOTS 7
@@ -166,6 +168,7 @@ typedef struct {
     uint32_t num_tables;
     kv_lookups past; /* of tables that were detached */
     kv_counts counts;
+    kv_events events; /* none are kept until kv_events_create */
 } kv_index;
 
 /* Every function that changes the index, or looks at what only the writer may see, opens with KV_AS_WRITER: from there
@@ -292,6 +295,9 @@ void kv_index_bare(kv_index *index, uint32_t parent);
 void kv_index_retire(kv_index *index, uint32_t id, enum kv_reason reason);
 void kv_index_unhash(kv_index *index, uint32_t id);
 void kv_index_note_ghost(kv_index *index, uint32_t id, enum kv_reason reason);
+void kv_index_tell_stored(kv_index *index, uint32_t id);
+void kv_index_tell_removed(kv_index *index, uint32_t id, enum kv_reason reason);
+void kv_index_tell_cleared(kv_index *index, uint16_t ns);
 uint32_t kv_index_take_id(kv_index *index);
 void kv_index_give_id(kv_index *index, uint32_t id);
 static inline void kv_set_state(kv_index *index, uint32_t id, enum kv_state state, int new_generation) {

@@ -74,9 +74,12 @@ uint32_t kv_index_remove_keys(kv_index *index, uint16_t ns, const uint8_t *keys,
 uint32_t kv_index_clear(kv_index *index, uint16_t ns) {
     KV_AS_WRITER(index);
     uint64_t before = index->counts.num_entries;
+    index->events.is_quiet = 1; /* one event says it all, and does not push everything else out of the ring */
     for (uint32_t id = 0; id < index->ids_used; id++) {
         const kv_record *record = &index->records[id];
         if (record->ns == ns && is_live(kv_state_of(record))) let_go(index, id, KV_WAS_REMOVED);
     }
+    index->events.is_quiet = 0;
+    kv_index_tell_cleared(index, ns);
     return (uint32_t)(before - index->counts.num_entries);
 }

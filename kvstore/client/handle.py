@@ -47,6 +47,7 @@ class RemoteNamespace:
         self._clock = SystemClock()
         self._seed = spec.digest()
         self._handle: int | None = None
+        self._event_seed = b""
         self._lock = threading.Lock()
 
     # ---- the handle ----
@@ -57,7 +58,8 @@ class RemoteNamespace:
             if self._handle is None:
                 spec = pb.NamespaceSpec(**{field.name: getattr(self.spec, field.name) for field in _SPEC_FIELDS})
                 request = pb.OpenNamespaceRequest(spec=spec, quota_nbytes=self._quota_nbytes)
-                self._handle = self._link.ask("OpenNamespace", request, pb.OpenNamespaceReply, repeat=True).namespace
+                reply = self._link.ask("OpenNamespace", request, pb.OpenNamespaceReply, repeat=True)
+                self._event_seed, self._handle = reply.event_seed, reply.namespace
 
     def _with_handle(self, call: Callable[[int], T]) -> T:
         """Call with the handle; once more with a new one when the daemon has begun another life since."""
@@ -73,6 +75,18 @@ class RemoteNamespace:
                 if last:
                     raise Unavailable(str(error)) from None
         raise AssertionError("unreachable")
+
+    def handle(self) -> int:
+        """The handle, opening the namespace if need be. Errors: as `open`."""
+        return self._with_handle(lambda handle: handle)
+
+    def is_over(self, link: Link) -> bool:
+        """Is this the connection that it was opened over?"""
+        return self._link is link
+
+    def forget_handle(self) -> None:
+        """The daemon has begun another life."""
+        self._handle = None
 
     def _call_s(self, deadline_ms: float | None, nbytes: int) -> float:
         """How long a call may take that waits for `deadline_ms` and then moves bytes. Errors: Unavailable."""
@@ -90,6 +104,15 @@ class RemoteNamespace:
         if block_hashes is not None:
             return hashing.mix_keys(self._seed, block_hashes)
         return hashing.chain_keys(self._seed, token_ids, self.spec.block_tokens, self.spec.hash)
+
+    def event_keys(self, keys: Keys) -> Keys:
+        """What events call these blocks. A daemon knows the blocks of a tenant by other keys than the tenant does, and
+        says once how they are made; they are the same in each of its lives. Errors: InvalidRequest; Unavailable while
+        the daemon is gone and has not said it."""
+        keys = checked_keys(keys)
+        if not self._event_seed:
+            self.handle()
+        return hashing.mix_keys(self._event_seed, keys) if self._event_seed else keys
 
     # ---- reading ----
 

@@ -75,6 +75,7 @@ class Link:
         self._unary: dict[str, grpc.UnaryUnaryMultiCallable[bytes, bytes]] = {}
         self._read: grpc.UnaryStreamMultiCallable[bytes, bytes] = self._channel.unary_stream(SERVICE + "Read")
         self._write: grpc.StreamStreamMultiCallable[bytes, bytes] = self._channel.stream_stream(SERVICE + "Write")
+        self._watch: grpc.UnaryStreamMultiCallable[bytes, bytes] = self._channel.unary_stream(SERVICE + "Watch")
         self._capabilities: pb.Capabilities | None = None
         self._closed = Event()
         self.circuit = Circuit(self._probe)
@@ -124,6 +125,11 @@ class Link:
         """Begin a Write with encoded WriteRequest; as `read`."""
         self.circuit.require_closed()
         return self._began(lambda: self._write(requests, timeout=timeout_s, metadata=self._metadata))
+
+    def watch(self, request: Message) -> Any:
+        """Begin a Watch: an iterator of encoded WatchReply without an end; as `read`."""
+        self.circuit.require_closed()
+        return self._began(lambda: self._watch(request.SerializeToString(), metadata=self._metadata))
 
     def _began(self, begin: Callable[[], Any]) -> Any:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
@@ -11,7 +12,9 @@ from kvstore.client.attached import AttachedNamespace
 from kvstore.client.attachment import Attachments
 from kvstore.client.handle import RemoteNamespace
 from kvstore.client.link import Link
+from kvstore.client.watch import RemoteWatch
 from kvstore.errors import InvalidRequest, Unavailable
+from kvstore.events import START, Position, listed
 from kvstore.namespace import NamespaceSpec
 from kvstore.v1 import kvstore_pb2 as pb
 
@@ -48,6 +51,15 @@ class RemoteStore:
             if not self.link.circuit.is_open:  # it answered, and will not
                 raise
         return namespace
+
+    def watch(self, namespaces: Sequence[RemoteNamespace] | None = None, since: Position = START) -> RemoteWatch:
+        """As BlockStore.watch; None: all that the caller may read. It outlives the
+        daemon. Errors: InvalidRequest; those of the daemon come from the iterator."""
+        self._check_open()
+        for namespace in () if namespaces is None else listed(namespaces):
+            if not isinstance(namespace, RemoteNamespace) or not namespace.is_over(self.link):
+                raise InvalidRequest(f"namespaces has {namespace!r:.80}, which is no namespace of this store")
+        return RemoteWatch(self.link, namespaces, Position.checked(since), self._check_open)
 
     def flush(self, deadline_ms: float | None = None) -> bool:
         """As BlockStore.flush; False also when the daemon is gone."""

@@ -36,6 +36,11 @@ class Door:
         """From now on every new call is Unavailable. Idempotent."""
         self._closed.set()
 
+    @property
+    def is_closed(self) -> bool:
+        """Has the server begun to drain?"""
+        return self._closed.is_set()
+
     def require_open(self) -> None:
         """Errors: Unavailable once closed."""
         if self._closed.is_set():

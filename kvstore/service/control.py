@@ -12,11 +12,12 @@ from google.protobuf.message import Message
 from kvstore.block import Match
 from kvstore.config import Config
 from kvstore.errors import KVStoreError
+from kvstore.events import IDLE_MS
 from kvstore.namespace import NamespaceSpec
 from kvstore.service.attaching import Attaching
 from kvstore.service.calls import Unary, remaining_ms
 from kvstore.service.identity import Caller
-from kvstore.service.limits import Held, Limits
+from kvstore.service.limits import HANDLES_MAX, Held, Limits
 from kvstore.service.namespaces import Namespaces
 from kvstore.service.statistics import Statistics
 from kvstore.store import BlockStore
@@ -69,7 +70,7 @@ class Control:
             "Stats": (self.stats, pb.StatsRequest),
         }
 
-    def capabilities(self, _: Caller, request: pb.GetCapabilitiesRequest, context: grpc.ServicerContext) -> Message:
+    def capabilities(self, caller: Caller, request: pb.GetCapabilitiesRequest, _: grpc.ServicerContext) -> Message:
         """As the protocol says."""
         limits = self._limits
         return pb.Capabilities(
@@ -83,12 +84,17 @@ class Control:
             near_tier=self._store.near.name,
             far_tier=self._store.far.name if self._store.far is not None else "",
             attach_path=self.attaching.path if self.attaching is not None else "",
+            watches_max=limits.watches_of(caller.tenant) if self._store.feed.num_kept else 0,
+            events_max=self._store.feed.num_kept,
+            heartbeat_ms=IDLE_MS,
+            handles_max=HANDLES_MAX,
         )
 
     def open_namespace(self, caller: Caller, request: pb.OpenNamespaceRequest, _: grpc.ServicerContext) -> Message:
         """As the protocol says."""
         quota = request.quota_nbytes if request.HasField("quota_nbytes") else None
-        return pb.OpenNamespaceReply(namespace=self._namespaces.open(caller, spec_of(request.spec), quota))
+        handle, opened = self._namespaces.open(caller, spec_of(request.spec), quota)
+        return pb.OpenNamespaceReply(namespace=handle, title=opened.title, event_seed=opened.event_seed)
 
     def match(self, caller: Caller, request: pb.MatchRequest, _: grpc.ServicerContext) -> Message:
         """As the protocol says."""

@@ -16,6 +16,7 @@ KEY_NBYTES = 32
 PIECE_NBYTES_MAX = 2 << 20
 MESSAGE_NBYTES_MAX = KEYS_MAX * KEY_NBYTES + (64 << 10)  # every key and some; a piece has room in it too
 CALL_NBYTES_MAX = 1 << 30
+HANDLES_MAX = 1024  # of one Watch
 CONTROL_THREADS = 4  # left for calls that hold nothing, whatever the others do
 CLIENTS_MAX = 256  # that hold nothing and are remembered for the statistics
 
@@ -27,6 +28,7 @@ class Limits:
     threads: int
     client_nbytes_max: int
     call_ms_max: int
+    watches_max: int = 0
     keys_max: int = KEYS_MAX
     piece_nbytes_max: int = PIECE_NBYTES_MAX
     call_nbytes_max: int = CALL_NBYTES_MAX
@@ -35,6 +37,10 @@ class Limits:
     def long_calls_max(self) -> int:
         """Calls that hold blocks or wait, at a time."""
         return max(1, self.threads - CONTROL_THREADS)
+
+    def watches_of(self, tenant: str) -> int:
+        """Watches of one tenant at a time; those of the operator are not limited further."""
+        return (self.watches_max + 1) // 2 if tenant else self.watches_max
 
 
 @dataclass(slots=True)
@@ -68,6 +74,7 @@ class Held:
         self._lock = threading.Lock()
         self._num_calls = 0
         self._clients: OrderedDict[str, Client] = OrderedDict()  # the one that called last is the last
+        self._watches: Counter[str] = Counter()  # by tenant
         self._totals = Counter({"calls": 0, "refused": 0, "sent_nbytes": 0, "received_nbytes": 0})
 
     def seen(self, client: str, tenant: str) -> None:
@@ -108,6 +115,22 @@ class Held:
                 self._num_calls -= 1
 
     @contextmanager
+    def watch(self, tenant: str) -> Iterator[None]:
+        """One of the threads that there are for it, for as long as somebody watches. Errors: LimitExceeded."""
+        most = self._limits.watches_of(tenant)
+        with self._lock:
+            if self._watches.total() >= self._limits.watches_max or self._watches[tenant] >= most:
+                raise LimitExceeded(f"{self._watches.total()} watches are under way; serve.watches_max limits them")
+            self._watches[tenant] += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._watches[tenant] -= 1
+                if not self._watches[tenant]:
+                    del self._watches[tenant]
+
+    @contextmanager
     def blocks(self, client: str, nbytes: int, *, leased: int = 0, reserved: int = 0) -> Iterator[None]:
         """So many bytes of blocks for one client, that are `leased` or `reserved` blocks. Errors: LimitExceeded over
         client_nbytes_max; a call alone may."""
@@ -138,6 +161,7 @@ class Held:
                 "long_calls": self._num_calls,
                 "held_nbytes": sum(one.held_nbytes for one in clients),
                 "clients_holding": sum(one.held_nbytes > 0 for one in clients),
+                "watches": self._watches.total(),
             }
 
     def clients(self) -> dict[str, dict[str, Any]]:

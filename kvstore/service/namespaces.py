@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from kvstore import hashing
@@ -35,6 +36,11 @@ class Opened:
     title: str
     seed: bytes
 
+    @property
+    def event_seed(self) -> bytes:
+        """What a caller has to mix with its keys to know them in events; empty where they are the same."""
+        return self.seed if self.tenant else b""
+
     def keys(self, sent: bytes) -> Keys:
         """What the store knows the caller's blocks by. Errors: InvalidRequest, LimitExceeded."""
         if len(sent) > KEYS_MAX * KEY_NBYTES:
@@ -54,8 +60,8 @@ class Namespaces:
         self._quotas: dict[str, int] = {}  # of tenants, as the store was told
         self._lock = threading.Lock()
 
-    def open(self, caller: Caller, spec: NamespaceSpec, quota_nbytes: int | None) -> int:
-        """The handle of a namespace of the caller's tenant. Errors: those of BlockStore.namespace, AccessDenied."""
+    def open(self, caller: Caller, spec: NamespaceSpec, quota_nbytes: int | None) -> tuple[int, Opened]:
+        """A namespace and its handle, of the caller's tenant. Errors: those of BlockStore.namespace, AccessDenied."""
         if spec.tenant:
             raise InvalidRequest(f"tenant={spec.tenant!r}: the tenant is who the caller is")
         rule = caller.rule
@@ -70,8 +76,8 @@ class Namespaces:
                 rule.require_room(len(mine))
             namespace = self._store.namespace(own, quota_nbytes)
             handle = self._life | namespace.number
-            self._opened[handle] = Opened(namespace, caller.tenant, spec.title, own.digest())
-        return handle
+            opened = self._opened[handle] = Opened(namespace, caller.tenant, spec.title, own.digest())
+        return handle, opened
 
     def get(self, caller: Caller, handle: int, verb: Verb) -> Opened:
         """Errors: Stale, also for another tenant's; AccessDenied for a verb or name that is not allowed any more."""
@@ -82,6 +88,14 @@ class Namespaces:
         caller.rule.require_namespace(opened.title)
         self._limit(caller)
         return opened
+
+    def titles(self, caller: Caller, verb: Verb, numbers: Iterable[int]) -> dict[int, str]:
+        """Which of the namespaces with these numbers are the caller's tenant's and open to it, and what it calls them;
+        also those that nobody has opened in this life. Errors: AccessDenied for the verb."""
+        caller.rule.require(verb)
+        specs = {number: self._store.spec(number) for number in numbers}
+        mine = {number: spec.own_title for number, spec in specs.items() if spec.tenant == caller.tenant}
+        return {number: title for number, title in mine.items() if caller.rule.may_use(title)}
 
     def _limit(self, caller: Caller) -> None:
         """The tenant's quota is what its row says now: rows can change while it has namespaces open."""

@@ -24,6 +24,7 @@ from kvstore.service.endpoints import add_tcp, add_unix
 from kvstore.service.identity import Gatekeeper
 from kvstore.service.limits import MESSAGE_NBYTES_MAX, Held, Limits
 from kvstore.service.namespaces import Namespaces
+from kvstore.service.watches import Watches
 from kvstore.store import BlockStore
 from kvstore.v1 import kvstore_pb2 as pb
 
@@ -66,7 +67,7 @@ class Server:
     def __init__(self, store: BlockStore, config: Config, version: str, on_drain: Callable[[], None]) -> None:
         settings = config.serve
         self._settings = settings
-        self.limits = Limits(settings.threads, settings.client_nbytes_max, settings.call_ms_max)
+        self.limits = Limits(settings.threads, settings.client_nbytes_max, settings.call_ms_max, settings.watches_max)
         self.held = Held(self.limits)
         self.gatekeeper = Gatekeeper(Access.load(settings.access) if settings.access else None)
         self._door, self._namespaces = Door(), Namespaces(store)
@@ -75,9 +76,12 @@ class Server:
         self.control = Control(store, self._namespaces, self.limits, self.held, version)
         self._admin = Admin(self._namespaces, config, on_drain)
         self._bulk = Bulk(self._namespaces, self.limits, self.held)
+        self._watches = Watches(store.feed, self._namespaces, self.gatekeeper, self._door, self.held)
         self._health = health.HealthServicer(experimental_non_blocking=True)
-        self._pool = ThreadPoolExecutor(settings.threads, thread_name_prefix="kvstore-rpc")
-        self._server = grpc.server(self._pool, options=OPTIONS, maximum_concurrent_rpcs=3 * settings.threads)
+        num_threads = settings.threads + settings.watches_max  # a watch takes none away from the others
+        self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="kvstore-rpc")
+        most = 3 * settings.threads + settings.watches_max
+        self._server = grpc.server(self._pool, options=OPTIONS, maximum_concurrent_rpcs=most)
         self._register()
         self._lock: int | None = None
         self.port = 0
@@ -87,6 +91,7 @@ class Server:
         streams = {
             "Read": calls.answering(self._bulk.read, pb.ReadRequest),
             "Write": calls.conversing(self._bulk.write),
+            "Watch": calls.answering(self._watches.watch, pb.WatchRequest),
         }
         self._server.add_generic_rpc_handlers(
             (
@@ -136,6 +141,7 @@ class Server:
         self._door.close()
         if self.attaching is not None:
             self.attaching.drain()
+        self._watches.end()
         stopped: threading.Event = self._server.stop(grace_ms / 1000)
         stopped.wait()
         if self.attaching is not None:

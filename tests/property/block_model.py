@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from kvstore.events import START, Cleared, Removed
 from kvstore.workload import check_payloads, fill_payloads
 
 Node = tuple[int, tuple[int, ...]]
@@ -39,6 +40,38 @@ class Reservation:
     versions: list[int]
     dead: set[Node] = field(default_factory=set)
     disturbed: bool = False  # something happened that may have undone blocks of it
+
+
+class Watcher:
+    """Knows by events alone which blocks are stored: title of the namespace and key."""
+
+    def __init__(self) -> None:
+        self.known: set[tuple[str, bytes]] = set()
+        self.position = START
+
+    def look(self, store: Any) -> None:
+        """Take in everything that happened since the last time."""
+        while (found := store.events(self.position)).events or found.gap:
+            self.position = found.position
+            if found.gap:
+                self.known.clear()
+            for event in found.events:
+                self._take(event)
+
+    def _take(self, event: Any) -> None:
+        if isinstance(event, Cleared):
+            self.known = {one for one in self.known if one[0] != event.namespace}
+            return
+        keys = {(event.namespace, key) for key in event.keys}
+        if isinstance(event, Removed):
+            assert keys <= self.known, "told that a block is gone that was never told to be stored"
+            self.known -= keys
+        else:
+            parents = (event.parent, *event.keys[:-1])
+            for key, parent in zip(event.keys, parents, strict=True):
+                assert parent is None or (event.namespace, parent) in self.known, "told before its parent"
+                assert (event.namespace, key) not in self.known, "told twice"
+                self.known.add((event.namespace, key))
 
 
 class Model:

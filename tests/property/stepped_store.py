@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from kvstore import policy
+from kvstore._core import events
 from kvstore._core.index import Index
 from kvstore._core.lease import LeaseTable
 from kvstore.mover import Mover
@@ -32,6 +33,7 @@ NEAR_NBYTES = 4 * MIB
 FAR_NBYTES = 6 * MIB  # of the memory tier; a disk of 8 segments keeps two back and has as much
 ENTRIES_MAX = 40
 LEASES_MAX = 1024
+EVENTS_MAX = 4096  # more than happens between two looks of a test
 TTL_MS = 5_000
 PUT_WAIT_MS = 1_000
 IDLE_TURNS_MAX = 3
@@ -187,6 +189,7 @@ class SteppedStore(BlockStore):
     @classmethod
     def make(cls, kind: str, folder: Path, clock: StepClock) -> SteppedStore:
         index = Index(ENTRIES_MAX, seed=bytes(range(16)))
+        events.keep(index, EVENTS_MAX)
         near, far = HostTier(NEAR_NBYTES, base_pages=True), far_tier(kind, folder, clock)
         limits = Limits(NEAR_NBYTES, batches=policy.WriteBack(batch_blocks=2, batches_max=2))
         store = cls(

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from block_model import Model, Reservation, payload
+from block_model import Model, Reservation, Watcher, payload
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
@@ -56,6 +56,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.faults = 0
         self.visible: set[Any] = set()  # found after the call before this one
         self.lost = 0  # blocks that had left by eviction then
+        self.watcher = Watcher()
         self.open()
 
     def open(self) -> None:
@@ -361,6 +362,12 @@ class StoreMachine(RuleBasedStateMachine):
         for ns, path in stored:
             assert (ns, path) in self.model.current, f"{ns, path} was removed or never committed, and is found"
             assert len(path) == 1 or (ns, path[:-1]) in stored, f"{ns, path} is found without its parent"
+
+    @invariant()
+    def whoever_watches_knows_what_is_stored(self) -> None:
+        self.watcher.look(self.store)
+        stored = {(SPECS[node[0]].title, self.model.keys[node].tobytes()) for node in self.stored()}
+        assert self.watcher.known == stored
 
     @invariant()
     def blocks_vanish_only_by_eviction(self) -> None:

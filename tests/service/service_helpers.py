@@ -70,7 +70,8 @@ def idle(way: Way) -> bool:
     assert way.server is not None
     counts = way.inner.stats()
     held = way.server.held.counts()
-    return (counts["lookups"]["leases_in_use"], counts["index"]["writing"], held["long_calls"]) == (0, 0, 0)
+    lookups, index = counts["lookups"], counts["index"]
+    return not any((lookups["leases_in_use"], index["writing"], held["long_calls"], held["watches"]))
 
 
 def wait_for(done: Callable[[], bool], timeout_s: float = 20.0) -> bool:

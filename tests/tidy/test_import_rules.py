@@ -38,6 +38,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config": {"section", "serving"},
     "access": set(),
     "frames": set(),
+    "events": set(),
     "namespace": set(),
     "policy": set(),
     "rates": set(),
@@ -117,6 +118,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "clock",
         "durability",
         "explain",
+        "feed",
         "recovered",
         "handle",
         "mover",
@@ -125,10 +127,13 @@ MAY_IMPORT: dict[str, set[str]] = {
         "space",
         "tiers.base",
         "tiers.host",
+        "watching",
     },
+    "feed": {"_core.events", "_core.index", "clock", "events"},
+    "watching": {"checks", "clock", "events", "feed", "handle", "namespace", "tiers.host"},
     # composition: the one place where tiers are chosen
     "embedded": {
-        *("_core.index", "_core.lease", "clock", "config", "mover", "policy", "space", "store"),
+        *("_core.events", "_core.index", "_core.lease", "clock", "config", "mover", "policy", "space", "store"),
         *("tiers.base", "tiers.disk", "tiers.host"),
     },
     "kvstore": {"client", "config", "embedded", "handle", "namespace", "store"},
@@ -148,8 +153,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "service.statistics": {"service.attaching", "service.identity", "service.limits", "store"},
     "service.control": {
-        *("config", "namespace", "service.attaching", "service.calls", "service.identity", "service.limits"),
-        *("service.namespaces", "service.statistics", "store", "v1.kvstore_pb2"),
+        *("config", "events", "namespace", "service.attaching", "service.calls", "service.identity"),
+        *("service.limits", "service.namespaces", "service.statistics", "store", "v1.kvstore_pb2"),
+    },
+    "service.watches": {
+        *("_core.events", "events", "feed", "service.calls", "service.identity", "service.limits"),
+        *("service.namespaces", "v1.kvstore_pb2"),
     },
     "service.server": {
         *(
@@ -161,7 +170,7 @@ MAY_IMPORT: dict[str, set[str]] = {
             "service.control",
             "service.endpoints",
         ),
-        *("service.identity", "service.limits", "service.namespaces", "store", "v1.kvstore_pb2"),
+        *("service.identity", "service.limits", "service.namespaces", "service.watches", "store", "v1.kvstore_pb2"),
     },
     "client": {"client.attachment", "client.link", "client.store", "clock"},
     "client.blocks": {"_core.transfer", "copying", "frames"},
@@ -186,11 +195,12 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("client.putting", "client.room", "client.space", "copying", "lease", "namespace", "putting", "room"),
         "v1.kvstore_pb2",
     },
+    "client.watch": {"client.handle", "client.link", "events", "v1.kvstore_pb2"},
     "client.store": {
-        *("checks", "client.attached", "client.attachment", "client.handle", "client.link", "namespace"),
-        "v1.kvstore_pb2",
+        *("checks", "client.attached", "client.attachment", "client.handle", "client.link", "client.watch"),
+        *("events", "namespace", "v1.kvstore_pb2"),
     },
-    "aio": {"client", "config", "embedded"},
+    "aio": {"client", "config", "embedded", "events"},
     # the daemon: composition and lifecycle
     "logs": set(),
     "metrics": set(),
@@ -278,6 +288,7 @@ MAY_CIMPORT: dict[str, set[str]] = {
     "attach": {"put", "records"},
     "link": {"records", "view"},
     "walk": {"index", "records"},
+    "events": {"index", "records"},
     "clocked": {"index", "lease", "records"},
 }
 

@@ -77,7 +77,7 @@ def test_every_setting_can_be_given_in_every_way(tmp_path: Path, monkeypatch: py
             "free_nbytes_min": 5,
             "io_threads": 9,
         },
-        "index": {"entries_max": 70_000, "leases_max": 64},
+        "index": {"entries_max": 70_000, "leases_max": 64, "events_max": 7},
         "mover": {
             "writeback_queue_blocks_max": 1,
             "promote_queue_blocks_max": 2,
@@ -101,6 +101,7 @@ def test_every_setting_can_be_given_in_every_way(tmp_path: Path, monkeypatch: py
             "access": "d",
             "metrics": "127.0.0.1:2",
             "threads": 8,
+            "watches_max": 3,
             "client_nbytes_max": MIB,
             "call_ms_max": 100,
             "drain_ms": 0,

@@ -125,7 +125,7 @@ STATS = {
     "traffic": {"put_nbytes", "got_nbytes"},
     "index": {
         "entries", "entries_max", "writing", "waiting", "near", "far", "removed_pending", "near_nbytes", "far_nbytes",
-        "writing_nbytes", "evicted_near", "evicted_far", "dropped_unwritten", "spared", "nbytes_per_entry",
+        "writing_nbytes", "evicted_near", "evicted_far", "dropped_unwritten", "spared", "nbytes_per_entry", "events",
     },
     "mover": {
         "queued_blocks", "writes_under_way", "reads_under_way", "written_blocks", "promoted_blocks", "carried_blocks",

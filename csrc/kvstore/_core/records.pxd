@@ -7,6 +7,21 @@ cdef extern from "<pthread.h>" nogil:
         pass
     int pthread_mutex_unlock(pthread_mutex_t *mutex)
 
+cdef extern from "events.h" nogil:
+    enum kv_event_kind:
+        KV_EVENT_STORED
+        KV_EVENT_REMOVED
+        KV_EVENT_CLEARED
+    ctypedef struct kv_event:
+        uint16_t ns
+    ctypedef struct kv_events:
+        uint32_t capacity
+        uint64_t newest
+    int kv_events_create(kv_events *events, uint32_t capacity)
+    uint64_t kv_events_oldest(const kv_events *events)
+    uint32_t kv_events_read(const kv_events *events, uint64_t since, uint32_t most, kv_event *out)
+
+
 cdef extern from "index.h" nogil:
     const uint32_t KV_NONE
     enum: KV_KEY_NBYTES
@@ -71,6 +86,7 @@ cdef extern from "index.h" nogil:
         kv_order near_order
         kv_order far_order
         kv_counts counts
+        kv_events events
         const kv_policy *policy
     # Between these two nothing may need the GIL: whoever has it may be waiting for the lock.
     pthread_mutex_t *kv_index_lock(const kv_index *index)
