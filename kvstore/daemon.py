@@ -92,7 +92,7 @@ class Daemon:
 
 @contextmanager
 def _signals_wait() -> Iterator[None]:
-    """SIGNALS stay pending until somebody waits for them, as long as this lasts. Threads made from here on inherit that.
+    """SIGNALS stay pending until somebody waits for them, as long as this lasts. Threads made from here on inherit it.
     A signal that reaches one of those that libraries made before, for the kernel takes any that does not block it, is
     sent on to the main thread. What came after the last wait is dropped: who asks twice for the end gets it once."""
     main = threading.get_ident()

@@ -375,7 +375,9 @@ class Namespace:
         """Make reserved parts count; returns how many blocks had been undone before. Errors: Unavailable."""
         with self._lock:
             self._store.check_open()
-            return self._store.commit(ids, shard, self.number)
+            lost = self._store.commit(ids, shard, self.number)
+            self._store.put_nbytes += (len(ids) - lost) * self.spec.part_nbytes
+            return lost
 
     def hold(self, ids: Ids) -> Grip:
         """Leases on reserved blocks, whatever becomes of the reservation. Errors: LimitExceeded."""

@@ -232,7 +232,6 @@ class BlockStore:
     def commit(self, ids: Ids, shard: int, ns: int) -> int:
         """Commit one part of reserved blocks; returns how many had been undone before."""
         published, _ = self.index.commit(ids, shard, self.clock.time_s())
-        self.put_nbytes += (len(ids) - self.index.num_lost) * self._specs[ns].part_nbytes
         if self.far is not None and len(published):
             _, _, _, namespaces, _ = self.index.describe(published)
             if (namespaces == ns).all():
