@@ -6,8 +6,8 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from typing import Any
 
@@ -26,6 +26,7 @@ log = logging.getLogger("kvstore.daemon")
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 RELOADABLE = ("mover.put_wait_ms",)  # besides the rows of serve.access and the files of TLS
 CLOSE_FLUSH_MS = 30_000
+FORWARD_S = 1.0  # handlers, which send signals on, run between two waits
 
 
 class Daemon:
@@ -40,16 +41,10 @@ class Daemon:
         """Serve until SIGTERM, SIGINT or a Drain call; call it in the main thread. Errors: those of kvstore.open, and
         ConfigInvalid or Unavailable for addresses.
 
-        Signals are blocked and waited for, so that none interrupts anything: threads made from here on inherit that.
+        Signals are blocked and waited for, so that none interrupts anything.
         """
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-        try:
-            with ExitStack() as stack:
-                self._serve(stack, on_ready)
-        finally:
-            while signal.sigtimedwait(SIGNALS, 0) is not None:  # asked again to end while it was ending
-                pass
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        with _signals_wait(), ExitStack() as stack:
+            self._serve(stack, on_ready)
 
     def _serve(self, stack: ExitStack, on_ready: Callable[[Server], None]) -> None:
         serve = self._config.serve
@@ -73,9 +68,11 @@ class Daemon:
 
     def _wait(self, store: BlockStore, server: Server) -> None:
         while True:
-            received = signal.sigwait(SIGNALS)
-            if received != signal.SIGHUP:
-                log.info("draining: %s", signal.Signals(received).name)
+            received = signal.sigtimedwait(SIGNALS, FORWARD_S)
+            if received is None:
+                continue
+            if received.si_signo != signal.SIGHUP:
+                log.info("draining: %s", signal.Signals(received.si_signo).name)
                 return
             self.reload(store, server)
 
@@ -94,6 +91,24 @@ class Daemon:
             server.attaching.set_wait(fresh.mover.put_wait_ms)
         waiting = [key for key in changed(self._config, fresh) if key not in RELOADABLE]
         log.info("reloaded; %s", f"for a restart: {', '.join(waiting)}" if waiting else "everything is in force")
+
+
+@contextmanager
+def _signals_wait() -> Iterator[None]:
+    """SIGNALS stay pending until somebody waits for them, as long as this lasts. Threads made from here on inherit it.
+    A signal that reaches one of those that libraries made before, for the kernel takes any that does not block it, is
+    sent on to the main thread. What came after the last wait is dropped: who asks twice for the end gets it once."""
+    main = threading.get_ident()
+    handlers = {number: signal.signal(number, lambda got, _: signal.pthread_kill(main, got)) for number in SIGNALS}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        while signal.sigtimedwait(SIGNALS, 0) is not None:
+            continue
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def changed(old: Config, new: Config) -> list[str]:

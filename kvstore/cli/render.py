@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -101,6 +102,12 @@ def progress(description: str, total: int) -> Progress:
     shown = Progress(*columns, console=console(stderr=True), transient=True, disable=not sys.stderr.isatty())
     shown.add_task(description, total=total)
     return shown
+
+
+def without_grpc_log() -> None:
+    """gRPC's core writes to standard error by itself when a connection ends: not into a screen that is drawn. Call it
+    before gRPC is loaded; who has set the variable keeps what it says."""
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 
 def print_json(value: object) -> None:

@@ -113,6 +113,7 @@ def _print(target: str, sample: Sample, as_json: bool) -> None:
 @contextmanager
 def _without_log() -> Iterator[None]:
     """What the client logs of a daemon that comes and goes is what the view shows; on the screen it is in the way."""
+    render.without_grpc_log()
     log, handler = logging.getLogger("kvstore.client"), logging.NullHandler()
     log.addHandler(handler)
     try:

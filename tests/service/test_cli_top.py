@@ -90,7 +90,7 @@ def test_it_goes_on_while_the_daemon_is_gone_and_notices_a_new_life(tmp_path, ta
             gone = next(one for one in objects if not one["reachable"])
             assert gone["reason"] and gone["gone_since_s"] <= gone["time_s"]
         process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 0 and process.stderr.read() == b""
+        assert process.wait(20) == 0 and (said := process.stderr.read()) == b"", said
 
 
 def test_a_pipe_that_is_closed_ends_it_without_a_word(tmp_path, target):
@@ -100,7 +100,7 @@ def test_a_pipe_that_is_closed_ends_it_without_a_word(tmp_path, target):
             line = process.stdout.readline()
             assert line.startswith(b"kvstore top  unix:") and b"\x1b" not in line
             process.stdout.close()
-            assert process.wait(20) == 1 and process.stderr.read() == b""
+            assert process.wait(20) == 1 and (said := process.stderr.read()) == b"", said
 
 
 class Terminal:
@@ -149,4 +149,4 @@ def test_in_a_terminal_it_draws_the_whole_screen_and_leaves_it_as_it_was(tmp_pat
         assert wait_for(lambda: terminal.shows("serving"))
         process.send_signal(number)
         assert wait_for(lambda: terminal.shows("\x1b[?1049l", "\x1b[?25h")), "the screen and the cursor are back"
-        assert process.wait(20) == 0 and process.stderr.read() == b""
+        assert process.wait(20) == 0 and (said := process.stderr.read()) == b"", said

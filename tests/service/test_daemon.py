@@ -47,6 +47,19 @@ def test_a_daemon_that_is_told_to_end_keeps_what_it_has(daemon: Process):
     assert all(line["level"] in ("INFO", "WARNING") for line in daemon.lines())
 
 
+def test_asking_for_the_end_again_is_no_failure(daemon: Process):
+    daemon.write(serve="drain_ms = 3000")
+    daemon.start()
+    with daemon.connect() as store:
+        ns = store.namespace(make_spec())
+        with ns.reserve(chain(ns, 1)):  # an open call, so that draining takes its time
+            daemon.process.send_signal(signal.SIGTERM)
+            assert wait_for(lambda: daemon.said("draining: SIGTERM") == 1)
+            for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+                daemon.process.send_signal(number)
+            assert daemon.process.wait(60) == 0
+
+
 def test_a_second_daemon_does_not_take_the_socket_of_the_first(daemon: Process, tmp_path: Path):
     daemon.start()
     options = ["--socket", str(daemon.socket)]

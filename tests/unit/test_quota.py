@@ -43,8 +43,7 @@ def test_the_coldest_of_the_namespace_leaves_first(store):
     assert ns.explain(second)[1:] == [f"{OVER} 0 s ago (quota_nbytes={8 * BLOCK}, of which {8 * BLOCK} are used)"] * 3
     assert stored(store.namespace(make_spec(model="other")), chain(store.namespace(make_spec(model="other")), 12)) == 12
     assert store.stats()["namespaces"]["tiny"] == {
-        "blocks": 8, "block_nbytes": BLOCK, "used_nbytes": 8 * BLOCK, "quota_nbytes": 8 * BLOCK,
-        "tenant": "",
+        "tenant": "", "blocks": 8, "block_nbytes": BLOCK, "used_nbytes": 8 * BLOCK, "quota_nbytes": 8 * BLOCK,
     }  # fmt: skip
     settle(store)
     store.check()
