@@ -21,7 +21,7 @@ from store_helpers import chain as chain_keys
 
 import kvstore
 from kvstore._core.lease import STOP_BUSY
-from kvstore.errors import LeaseExpired
+from kvstore.errors import LeaseExpired, Unavailable
 from kvstore.service import attaching
 
 
@@ -167,6 +167,9 @@ def test_a_get_that_met_an_eviction_reads_what_is_there(house: House):
 # ---- forks ----
 
 
+NUM_FORKS = 20
+
+
 def in_a_child(work: Any) -> int:
     pid = os.fork()
     if pid == 0:
@@ -243,11 +246,13 @@ def test_a_fork_while_other_threads_have_the_locks_does_not_hang_the_child(house
 
     def child() -> None:
         kept.release()
+        with pytest.raises(Unavailable):
+            attachment.link.bye()
         attachment.end()
         house.ns._attachments.end()
 
     try:
-        assert [in_a_child(child) for _ in range(60)] == [0] * 60
+        assert [in_a_child(child) for _ in range(NUM_FORKS)] == [0] * NUM_FORKS
     finally:
         stop.set()
         for thread in threads:
