@@ -63,6 +63,15 @@ def test_what_was_left_is_given_back_before_the_store_is_closed(house: House):
     assert wait_for(house.is_idle), house.counts()
 
 
+def test_no_call_reserves_any_more_when_reservations_are_undone(house: House, monkeypatch: pytest.MonkeyPatch):
+    """Their owners may still be writing to the slots."""
+    server, stop, ended_calls = house.way.server, house.attaching.stop, []
+    assert server is not None
+    monkeypatch.setattr(house.attaching, "stop", lambda: (ended_calls.append(server._pool._shutdown), stop()))
+    server.drain(0)
+    assert ended_calls == [True]
+
+
 # ---- waiting ----
 
 
