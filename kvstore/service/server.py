@@ -144,9 +144,9 @@ class Server:
         self._watches.end()
         stopped: threading.Event = self._server.stop(grace_ms / 1000)
         stopped.wait()
-        if self.attaching is not None:
-            self.attaching.stop()
         self._pool.shutdown()  # cancelled calls let go of their blocks before the store closes
+        if self.attaching is not None:
+            self.attaching.stop()  # who reserved slots may go on writing to them: nobody reserves any more
         lock, self._lock = self._lock, None
         if lock is not None:
             os.close(lock)

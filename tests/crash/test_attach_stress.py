@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -38,19 +40,26 @@ def test_clients_that_are_killed_leave_nothing_behind(tmp_path: Path, disk_mib: 
     environment |= {"PYTHONPATH": ":".join(sys.path), "OPENBLAS_NUM_THREADS": "1"}
     program = str(Path(__file__).with_name("attach_lives.py"))
     arguments = [seed, SECONDS, NUM_PINS, NUM_KILLS, disk_mib, tmp_path]
-    lives = subprocess.run(
+    lives = subprocess.Popen(
         [sys.executable, program, *map(str, arguments)],
         env=environment,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=PATIENCE_S,
+        start_new_session=True,
     )
-    assert lives.returncode == 0, lives.stderr
-    found = json.loads(lives.stdout)
+    try:
+        output, errors = lives.communicate(timeout=PATIENCE_S)
+    finally:
+        if lives.poll() is None or lives.returncode:
+            with suppress(ProcessLookupError):
+                os.killpg(lives.pid, signal.SIGKILL)  # the daemon and its clients, too
+    assert lives.returncode == 0, errors
+    found = json.loads(output)
     done, before, after = found["done"], found["before"], found["after"]
     print(done, after)
     assert found["wrong"] == ""
-    assert done["status"] == 0, lives.stderr
+    assert done["status"] == 0, errors
     held = ("num_clients", "num_silent", "num_reservations", "reserved_nbytes")
     assert {name: after["attached"][name] for name in held} == dict.fromkeys(held, 0)
     assert (after["lookups"]["leases_in_use"], after["index"]["writing"], after["index"]["removed_pending"]) == (

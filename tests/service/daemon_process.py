@@ -49,9 +49,9 @@ class Process:
         return self.process.wait(60)
 
     def lines(self) -> list[dict[str, Any]]:
-        """What the log has in whole lines; the last may be being written."""
-        text = self.log.read_text() if self.log.exists() else ""
-        return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+        """What it logged, without what libraries print beside that."""
+        found = self.log.read_text().splitlines(keepends=True) if self.log.exists() else []
+        return [json.loads(line) for line in found if line.startswith("{") and line.endswith("\n")]
 
     def said(self, text: str) -> int:
         return sum(text in line["message"] for line in self.lines())

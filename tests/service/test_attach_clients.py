@@ -21,7 +21,7 @@ from store_helpers import chain as chain_keys
 
 import kvstore
 from kvstore._core.lease import STOP_BUSY
-from kvstore.errors import LeaseExpired
+from kvstore.errors import LeaseExpired, Unavailable
 from kvstore.service import attaching
 
 
@@ -61,6 +61,15 @@ def test_what_was_left_is_given_back_before_the_store_is_closed(house: House):
         assert house.counts()["num_reservations"] == 1
         del room
     assert wait_for(house.is_idle), house.counts()
+
+
+def test_no_call_reserves_any_more_when_reservations_are_undone(house: House, monkeypatch: pytest.MonkeyPatch):
+    """Their owners may still be writing to the slots."""
+    server, stop, ended_calls = house.way.server, house.attaching.stop, []
+    assert server is not None
+    monkeypatch.setattr(house.attaching, "stop", lambda: (ended_calls.append(server._pool._shutdown), stop()))
+    server.drain(0)
+    assert ended_calls == [True]
 
 
 # ---- waiting ----
@@ -169,6 +178,9 @@ def test_a_get_that_met_an_eviction_reads_what_is_there(house: House):
 # ---- forks ----
 
 
+NUM_FORKS = 20
+
+
 def in_a_child(work: Any) -> int:
     pid = os.fork()
     if pid == 0:
@@ -245,11 +257,13 @@ def test_a_fork_while_other_threads_have_the_locks_does_not_hang_the_child(house
 
     def child() -> None:
         kept.release()
+        with pytest.raises(Unavailable):
+            attachment.link.bye()
         attachment.end()
         house.ns._attachments.end()
 
     try:
-        assert [in_a_child(child) for _ in range(60)] == [0] * 60
+        assert [in_a_child(child) for _ in range(NUM_FORKS)] == [0] * NUM_FORKS
     finally:
         stop.set()
         for thread in threads:

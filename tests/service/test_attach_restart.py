@@ -50,7 +50,7 @@ class Work:
             thread.start()
 
     def _run(self, number: int) -> None:
-        rng = np.random.default_rng(number)
+        rng = np.random.default_rng([number, id(self)])  # prompts of its own
         known: list[Any] = [self.ns.keys(rng.integers(0, 1 << 32, 3 * TOKENS))]
         verbs = (self._put, self._read, self._view, self._reserve, self._match, self._remove)
         while not self._stop.wait(0.001):  # or a dead daemon would be asked a million times
