@@ -24,6 +24,7 @@ from kvstore.service.limits import HANDLES_MAX
 from kvstore.v1 import kvstore_pb2 as pb
 
 WATCH = "/kvstore.v1.KVStore/Watch"
+HOUR_US = 3_600_000_000
 
 
 def names(keys: Any) -> tuple[bytes, ...]:
@@ -248,27 +249,34 @@ def test_watches_are_limited_and_take_no_thread_from_others(tmp_path: Path):
         next(way.store.watch())
 
 
-def test_a_client_that_is_gone_ends_its_watch(remote: Way):
+def test_a_client_that_is_gone_ends_its_watch(remote: Way, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(
+        remote.inner.feed, "idle_us", lambda: remote.inner.clock.now_us() + HOUR_US
+    )  # nothing but the end of the call wakes them
     channel = remote.raw()
     calls = [channel.unary_stream(WATCH)(b"") for _ in range(3)]
     for call in calls:
         next(call)
     assert num_watches(remote) == 3
     calls[0].cancel()
-    assert wait_for(lambda: num_watches(remote) == 2, timeout_s=1)
+    assert wait_for(lambda: num_watches(remote) == 2)
     channel.close()
-    assert wait_for(lambda: num_watches(remote) == 0, timeout_s=1)
+    assert wait_for(lambda: num_watches(remote) == 0)
     with remote.raw() as other:
         with pytest.raises(grpc.RpcError) as caught:
             list(other.unary_stream(WATCH)(b"", timeout=0.1))
         assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
-    assert wait_for(lambda: num_watches(remote) == 0, timeout_s=1)
+    assert wait_for(lambda: num_watches(remote) == 0)
 
 
-def test_a_drain_ends_watches_at_once(remote: Way):
+def test_a_drain_ends_watches_at_once(remote: Way, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(
+        remote.inner.feed, "idle_us", lambda: remote.inner.clock.now_us() + HOUR_US
+    )  # nothing but the drain wakes them
     with remote.raw() as channel:
         call = channel.unary_stream(WATCH)(b"")
         next(call)
+        assert wait_for(lambda: remote.inner.feed._news is not None), "it waits"
         drained = threading.Thread(target=remote.server.drain, args=(60_000,))
         drained.start()
         with pytest.raises(grpc.RpcError) as caught:

@@ -83,6 +83,19 @@ def test_a_removal_tells_all_that_went_and_why():
     assert store.events(namespaces=[other]).events == (Stored("two", names(chain(other, 1)), None),)
 
 
+def test_removals_of_two_namespaces_are_told_apart():
+    store = watched()
+    spaces = [store.namespace(make_spec(salt=salt)) for salt in ("x", "y")]
+    keys = [put_chain(ns, 1) for ns in spaces]
+    _, position = after(store)
+    for ns, key in zip(spaces, keys, strict=True):
+        ns.remove(key)
+    told, _ = after(store, position)
+    assert told == [
+        Removed(f"tiny salt={salt}", names(key), Reason.REMOVED) for salt, key in zip("xy", keys, strict=True)
+    ]
+
+
 def test_a_clear_is_one_event_however_many_blocks_go():
     store = watched(num_kept=16)
     ns = store.namespace(make_spec())
