@@ -123,7 +123,7 @@ def test_killed_under_load_clients_attach_again_by_themselves(daemon: Process):
         for work in works:
             work.end()
             assert work.wrong == []
-        assert works[1].ns.match(works[0].durable[-1]).num_blocks == 3
+        assert wait_for(lambda: works[1].ns.match(works[0].durable[-1]).num_blocks == 3)  # it asks now and then
         for work in works:
             latest = work.durable[-10:]
             assert [work.ns.match(keys).num_blocks for keys in latest] == [3] * len(latest)
