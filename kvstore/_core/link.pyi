@@ -12,7 +12,6 @@ WAIT_DEFAULT: int
 _Keys = NDArray[np.uint8] | bytes
 _Reserved = tuple[int, NDArray[np.intp], NDArray[np.uint32], NDArray[np.uint32], int, list[tuple[int, bool]], str]
 
-@disjoint_base
 class SharedIndex(IndexView):
     def __new__(cls, fd: int) -> Self: ...
     @property

@@ -74,7 +74,7 @@ cdef extern from "link.h" nogil:
 
 KEYS_MAX, WAIT_DEFAULT = KV_ATTACH_KEYS_MAX, KV_WAIT_DEFAULT
 _LIMITS = {1: "clients", 2: "leases", 3: "reservations", 4: "reserved bytes"}
-WHY = ("memory", "index", "quota")
+_WHY = ("memory", "index", "quota")
 
 
 cdef class SharedIndex(IndexView):
@@ -249,7 +249,7 @@ cdef class Link:
                 num += 1
         if num < reply.num_granted:
             raise Unavailable("the daemon's answer makes no sense")
-        return reply.reservation, positions_out, ids_out, places_out, present, refused, WHY[min(reply.why, 2)]
+        return reply.reservation, positions_out, ids_out, places_out, present, refused, _WHY[min(reply.why, 2)]
 
     def commit(self, uint32_t reservation):
         """Commit a reservation; how many of its blocks had been undone before. Errors: LeaseExpired."""
