@@ -16,6 +16,7 @@ MODULES = {
     "walk": ["walk"],
     "lease": ["lease", "index", "lru"],
     "put": ["put", "index", "lease", "lru", "evict", "removal", "walk", "slots"],
+    "leave": ["leave", "adopt", "index", "lru", "removal"],
     "blockio": ["engine", "engine_queue", "transfer_op", "ring", "xxh3"],
     "clocked": ["clocked", "lease"],
 }

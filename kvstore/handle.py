@@ -269,6 +269,7 @@ class Namespace:
         self._store.check_open()
         keys = checked_keys(keys)
         with self._lock:
+            self._store.attachment.removals.note(self.number, keys)
             removed = self._index.remove_keys(keys, self.number, self._store.clock.time_s())
             self._mover.reap()
         return int(removed)
@@ -277,6 +278,7 @@ class Namespace:
         """Remove every block of this namespace; returns how many went."""
         self._store.check_open()
         with self._lock:
+            self._store.attachment.removals.note(self.number, None)
             removed = self._index.clear(self.number, self._store.clock.time_s())
             self._mover.reap()
         return int(removed)

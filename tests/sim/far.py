@@ -302,6 +302,10 @@ class SimFar:
 
     num_dropped = 0
 
+    @property
+    def is_released(self) -> bool:
+        return self.dead
+
     def namespaces(self) -> dict[int, str]:
         return dict(self._medium.names)
 
