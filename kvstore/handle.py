@@ -128,6 +128,8 @@ class Namespace:
     def _get_far(self, keys: Keys, grip: Grip, out: Any, deadline_us: int | None) -> tuple[int, Any]:
         """Copy what is near while what follows it is still being read."""
         made = np.empty((grip.num_blocks, self.spec.block_nbytes), dtype=np.uint8) if out is None else None
+        if made is not None:
+            keys = keys[: len(made)]  # removed and put again meanwhile, the prefix may be longer than it was
         found = self.locate(out if made is None else made, None, None, writable=True)
         arrivals = Arrivals(self, self._store, keys, grip, deadline_us)
         num_copied = 0
