@@ -63,7 +63,7 @@ class Daemon:
         stack.callback(server.drain, serve.drain_ms)
         if probes is not None:
             stack.callback(probes.set_ready, False)
-            probes.set_ready(True)
+            probes.set_ready(True, lambda: without_tier(store))
         log.info("serving; memory is in %s pages; process %d", store.near.arena.page_kind, os.getpid())
         on_ready(server)
         self._wait(store, server)
@@ -89,6 +89,11 @@ class Daemon:
         store.put_wait_ms = fresh.mover.put_wait_ms
         waiting = [key for key in changed(self._config, fresh) if key not in RELOADABLE]
         log.info("reloaded; %s", f"for a restart: {', '.join(waiting)}" if waiting else "everything is in force")
+
+
+def without_tier(store: BlockStore) -> str:
+    """What /readyz adds: a store without its disk serves, but promises less."""
+    return f"the {store.far_name} tier is detached\n" if store.attachment.is_detached else ""
 
 
 def changed(old: Config, new: Config) -> list[str]:

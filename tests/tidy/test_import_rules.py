@@ -154,11 +154,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "service.control": {
         *("config", "namespace", "service.calls", "service.identity", "service.limits", "service.namespaces"),
-        *("store", "v1.kvstore_pb2"),
+        *("service.tiers", "store", "v1.kvstore_pb2"),
     },
+    "service.tiers": {"service.calls", "service.identity", "service.limits", "store", "v1.kvstore_pb2"},
     "service.server": {
         *("access", "config", "service.bulk", "service.calls", "service.control", "service.endpoints"),
-        *("service.identity", "service.limits", "service.namespaces", "store", "v1.kvstore_pb2"),
+        *("service.identity", "service.limits", "service.namespaces", "service.tiers", "store", "v1.kvstore_pb2"),
     },
     "client": {"client.link", "client.store"},
     "client.blocks": {"_core.transfer", "copying", "frames"},
@@ -191,6 +192,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli.render": set(),
     "cli.plot": {"replay"},
     "cli.traffic": {"caller", "cli.render"},
+    "cli.tier": {"cli", "cli.render", "cli.stats", "client"},
     "cli.*": {
         *(
             "caller",
