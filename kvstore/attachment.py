@@ -211,12 +211,14 @@ class Attachment:
             far = self.reopen()
             try:
                 returning, num_found = self._read(far)
+                self._take_over(far)
             except BaseException:
                 far.close()
                 with self._store.lock:
                     self.removals.restore()
                 raise
-            attached = self._join(far, returning, num_found)
+            num_joined = self._join(far, returning)
+            attached = Attached(num_joined, num_found - num_joined)
             log.warning("the %s tier is attached with %d blocks, %d dropped", tier, *attached)
             return attached
 
@@ -241,15 +243,20 @@ class Attachment:
         far.adopt(returning.found.places[rows], np.ascontiguousarray(returning.found.entries["nbytes"][rows]))
         return returning, num_found + far.num_dropped
 
-    def _join(self, far: DurableTier, returning: Returning, num_found: int) -> Attached:
+    def _take_over(self, far: DurableTier) -> None:
+        """From here on it is the store's, but nothing is asked of it yet."""
         store, mover = self._store, self._store.mover
         with store.lock:
-            if not store.is_open:
-                far.close()
             store.check_open()
+            store.claim(far)  # also what was opened since
             mover.is_resting = True
             mover.set_far(far)
             store.tell(far)
+            self.block_nbytes_max = far.block_nbytes_max
+
+    def _join(self, far: DurableTier, returning: Returning) -> int:
+        """Make its blocks count; returns how many."""
+        store, mover = self._store, self._store.mover
         try:
             num_joined = self._take_in(far, returning)
             dirty = self._unwritten()
@@ -258,7 +265,6 @@ class Attachment:
                 for ids, words, ns in dirty:
                     mover.enqueue(ids, ns, words)
                 self._held, self.is_detached, self._left = frozenset(), False, None
-                self.block_nbytes_max = far.block_nbytes_max
                 self.removals.stop()
                 self._wake_up()
         except BaseException:
@@ -267,7 +273,7 @@ class Attachment:
                 with store.lock:
                     self.removals.restore()
             raise
-        return Attached(num_joined, num_found - num_joined)
+        return num_joined
 
     def _take_in(self, far: DurableTier, returning: Returning) -> int:
         """Blocks into the index by pieces, parents before children, then into their order of use. Returns how many."""
