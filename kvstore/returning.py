@@ -1,4 +1,4 @@
-"""Returning: what a durable tier holds when it comes to a store in use, as a forest that removals can be cut out of."""
+"""Returning: what a durable tier holds when it comes to a store in use, parents before children."""
 
 from __future__ import annotations
 
@@ -53,9 +53,8 @@ class Returning:
         repeated = np.ones(num, dtype=np.bool_)
         repeated[self._rows] = False
         above[(~is_first & (above == NOWHERE)) | repeated] = num  # reached from nowhere
-        self._forest = Forest(above.astype(np.int64))
         self._is_gone = np.zeros(num, dtype=np.bool_)
-        self._order = self._forest.order()
+        self._order = Forest(above.astype(np.int64)).order()
         self._at = 0
 
     def _find(self, keys: NDArray[np.bytes_]) -> Rows:
@@ -66,15 +65,13 @@ class Returning:
         return np.where(self._sorted[at] == keys, self._rows[at], NOWHERE)
 
     def remove(self, keys: set[bytes], namespaces: set[int]) -> None:
-        """These blocks, all that extends them, and every block of these namespaces do not come back."""
+        """These blocks, and every block of these namespaces, do not come back. What extends them does not either, also
+        where a block was put again since: a block comes back only when its parent has."""
         if namespaces:
             self._is_gone |= np.isin(self.found.entries["namespace"], list(namespaces))
         if keys:
             rows = self._find(np.frombuffer(b"".join(keys), dtype="S32"))
-            rows = rows[rows != NOWHERE]
-            while len(rows):
-                self._is_gone[rows] = True
-                rows = self._forest.children(rows)
+            self._is_gone[rows[rows != NOWHERE]] = True
 
     def begin(self) -> Rows:
         """All rows that were not removed so far, parents before children; `take` gives these."""

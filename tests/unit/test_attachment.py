@@ -11,7 +11,20 @@ import numpy as np
 import pytest
 from disk_helpers import wait_until
 from faulty_disk import EIO, FaultyDisk
-from store_helpers import BLOCK, MIB, ObedientTier, all_right, chain, make_spec, make_store, payload, put_chain
+from store_helpers import (
+    BLOCK,
+    MIB,
+    SECOND_US,
+    FakeClock,
+    ObedientTier,
+    all_right,
+    chain,
+    make_spec,
+    make_store,
+    payload,
+    put_chain,
+    settle,
+)
 
 import kvstore
 from kvstore import attachment as attachment_module
@@ -159,6 +172,47 @@ def test_a_reservation_on_top_of_a_far_block_is_lost(store):
             room.commit()
     store.attach_tier("disk")
     assert is_right(ns, keys)
+
+
+def test_a_leased_block_that_is_removed_while_the_tier_leaves_is_forgotten(store, monkeypatch):
+    ns = store.namespace(make_spec())
+    keys = cold(store, ns, 4, 1)
+    with store.lock:
+        grip = ns.lease_again(keys, None)
+    real = attachment_module.Attachment._evict_far
+
+    def evict_far(attachment):
+        assert ns.remove(keys[3:]) == 1
+        real(attachment)
+
+    monkeypatch.setattr(attachment_module.Attachment, "_evict_far", evict_far)
+    assert store.detach_tier("disk").released
+    grip.release()
+    store.attach_tier("disk")
+    assert ns.match(keys).num_blocks == 3 and is_right(ns, keys[:3])
+
+
+def test_a_scrub_that_is_left_behind_keeps_its_memory():
+    far = ObedientTier(64 * BLOCK)
+    clock = FakeClock()
+    store = make_store(8, far, clock=clock, scrub_nbytes_per_s=1 << 30)
+    put_chain(store.namespace(make_spec()), 4)
+    settle(store)
+    far.holding = True
+    clock.us += 60 * SECOND_US
+    scrub = store.mover._scrub
+    for _ in range(4):
+        with store.lock:
+            store.mover.step()
+    reading, scratch = scrub.reading, scrub._scratch
+    assert reading is not None and not reading.done()
+    scrub.set_far(far)
+    far.let_go()
+    clock.us += SECOND_US
+    for _ in range(4):
+        with store.lock:
+            store.mover.step()
+    assert scrub.scrubbed_blocks == 4 and scrub._scratch is not scratch and reading.done()
 
 
 @pytest.mark.parametrize("tier", ["", "host", "remote", "Disk"])
@@ -487,6 +541,17 @@ def test_one_name_under_two_numbers_is_refused(store, tmp_path):
         put_chain(other.namespace(make_spec(model="second")), 3)
     store.namespace(make_spec(model="third"))  # takes the number that `second` has there
     with pytest.raises(TierRefused, match="another one"):
+        store.attach_tier("disk")
+
+
+def test_a_name_that_has_another_number_there_is_refused(store, tmp_path):
+    ns = store.namespace(make_spec())
+    store.detach_tier("disk")
+    (tmp_path / "disk").rename(tmp_path / "old")
+    with kvstore.open(config(tmp_path / "disk")) as other:
+        other.far.remember_namespace(7, ns.spec.text())
+        assert other.flush(60_000)
+    with pytest.raises(TierRefused, match="namespace 7"):
         store.attach_tier("disk")
 
 
