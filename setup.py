@@ -33,6 +33,7 @@ MODULES = {
     "walk": ["walk"],
     "lease": ["lease", "index", "events", "lru", "shared"],
     "put": ["put", "index", "events", "lease", "lru", "evict", "removal", "walk", "slots"],
+    "leave": ["leave", "adopt", "index", "events", "lru", "removal"],
     "blockio": ["engine", "engine_queue", "transfer_op", "ring", "xxh3"],
     "clocked": ["clocked", "lease"],
 }

@@ -160,9 +160,9 @@ class Watch:
 
 
 class Store(_Wrapper):
-    """As kvstore.BlockStore; `namespace`, `flush`, `stats` and `close` are coroutines."""
+    """As kvstore.BlockStore; `namespace`, `flush`, `stats`, `detach_tier`, `attach_tier` and `close` are coroutines."""
 
-    _awaited = frozenset({"flush", "stats"})
+    _awaited = frozenset({"flush", "stats", "detach_tier", "attach_tier"})
 
     async def namespace(self, *arguments: Any, **named: Any) -> Namespace:
         """As BlockStore.namespace."""

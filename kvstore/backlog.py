@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import NamedTuple
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from kvstore.arrays import Ids, Words
+from kvstore.tiers.base import Entries, Outcomes, Places
 
 
 class Dirty(NamedTuple):
@@ -18,6 +21,21 @@ class Dirty(NamedTuple):
     words: Words
     ns: int
     ticket: int
+
+
+@dataclass(slots=True, eq=False)
+class Write:
+    """A batch under way to the far tier."""
+
+    ids: Ids
+    ns: int
+    ticket: int  # of the oldest of them
+    near_places: Places
+    far_places: Places
+    entries: Entries
+    window: Any
+    future: Future[Outcomes]
+    began_us: int
 
 
 class Backlog:
@@ -77,6 +95,12 @@ class Backlog:
         """Its write failed; `retry` puts it in front."""
         self._failed.append(dirty)
         self.num_blocks += len(dirty.ids)
+
+    def clear(self) -> None:
+        """Nothing waits any more."""
+        self._waiting.clear()
+        self._failed.clear()
+        self.num_blocks = 0
 
     def retry(self) -> None:
         """Nothing is under way any more: what failed is the next."""

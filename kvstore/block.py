@@ -39,6 +39,22 @@ class PutResult:
     durable: bool = False
 
 
+class Detached(NamedTuple):
+    """How a tier left. Every file and lock of it is closed once it is `released`; otherwise its device has not answered
+    yet. `unwritten`: blocks that waited for their write-back to it and are in memory only."""
+
+    released: bool
+    unwritten: int = 0
+
+
+class Attached(NamedTuple):
+    """What a tier brought along: `blocks` that are stored there now, and how many others were `dropped`, because they
+    had been removed, extend what was, or cannot be used."""
+
+    blocks: int
+    dropped: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class BlockLayout:
     """How a block is cut into pieces that lie in different engine tensors.

@@ -51,7 +51,13 @@ class Carry:
             if not self._writing.done():
                 return False
             self._settle()
-        return not self._read()
+        return self._mover.is_resting or not self._read()
+
+    def abandon(self) -> None:
+        """The device does not answer, and the tier is given up: the blocks are free to move and to leave. The memory of
+        what is under way stays the tier's."""
+        if self._reading is not None or self._writing is not None:
+            self._release(self._ids)
 
     def _read(self) -> bool:
         """Begin a round, or go on looking for blocks of one. False when there are none left."""

@@ -61,7 +61,7 @@ class Daemon:
         stack.callback(server.drain, serve.drain_ms)
         if probes is not None:
             stack.callback(probes.set_ready, False)
-            probes.set_ready(True)
+            probes.set_ready(True, lambda: without_tier(store))
         log.info("serving; memory is in %s pages; process %d", store.near.arena.page_kind, os.getpid())
         on_ready(server)
         self._wait(store, server)
@@ -109,6 +109,11 @@ def _signals_wait() -> Iterator[None]:
         for number, handler in handlers.items():
             signal.signal(number, handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def without_tier(store: BlockStore) -> str:
+    """What /readyz adds: a store without its disk serves, but promises less."""
+    return f"the {store.far_name} tier is detached\n" if store.attachment.is_detached else ""
 
 
 def changed(old: Config, new: Config) -> list[str]:

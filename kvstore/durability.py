@@ -26,7 +26,9 @@ def wait_us(deadline_ms: float | None) -> int:
 
 def flush(store: BlockStore, deadline_us: int | None) -> bool:
     """As BlockStore.flush."""
-    return store.far is None or (store.mover.flush(deadline_us) and _commit(store, deadline_us))
+    if store.far is None:
+        return not store.attachment.is_detached  # a store of memory only has nothing to write
+    return store.mover.flush(deadline_us) and commit(store, deadline_us)
 
 
 def make_durable(store: BlockStore, keys: Keys, ns: int, deadline_us: int) -> bool:
@@ -45,18 +47,27 @@ def make_durable(store: BlockStore, keys: Keys, ns: int, deadline_us: int) -> bo
             if len(missing):
                 store.mover.enqueue(missing, ns)
         if not len(missing):  # what has a place by now is named by the next commit
-            return _commit(store, deadline_us)
+            return commit(store, deadline_us)
         if not store.mover.flush(deadline_us):
             return False
     return False
 
 
-def _commit(store: BlockStore, deadline_us: int | None) -> bool:
-    assert store.far is not None
-    durable = store.far.flush()
+def commit(store: BlockStore, deadline_us: int | None) -> bool:
+    """Whether the far tier has made durable what it was given and told by now, before the deadline."""
+    removals = store.attachment.removals
+    with store.lock:
+        far = store.far
+        told = {} if store.index.num_removed or store.mover.put.has_freed_far else removals.unconfirmed
+    if far is None:  # detached meanwhile
+        return False
+    durable = far.flush()
     if not store.clock.wait(durable, None if deadline_us is None else deadline_us - store.clock.now_us()):
         return False
     error = durable.exception()
     if error is not None:
         log.warning("flush: %s", error)
-    return error is None
+        return False
+    with store.lock:
+        removals.confirm(told)
+    return True

@@ -20,7 +20,7 @@ from kvstore.errors import InvalidRequest, KVStoreError, Unavailable
 from kvstore.mover import Mover
 from kvstore.space import Limits
 from kvstore.store import BlockStore
-from kvstore.tiers.base import Tier
+from kvstore.tiers.base import DurableTier, Tier
 from kvstore.tiers.host import HostTier
 
 log = logging.getLogger("kvstore")
@@ -45,26 +45,17 @@ class EmbeddedStore(BlockStore):
         self.close()
 
 
-def _disk(config: Config) -> tuple[Tier | None, str | None]:
-    """The disk tier and the folder to delete at the end, if any."""
-    if config.disk.nbytes == 0:
-        return None, None
+def _disk(config: Config, folder: str | None) -> DurableTier:
+    """The disk tier, in a temporary `folder` if it has no path of its own."""
     from kvstore.tiers.disk import DiskTier  # brings LMDB, which a store without a disk does not need
 
-    folder = None if config.disk.path else tempfile.mkdtemp(prefix="kvstore-")
-    try:
-        tier = DiskTier(
-            Path(config.disk.path or str(folder)),
-            capacity_nbytes=config.disk.nbytes,
-            segment_nbytes=config.disk.segment_nbytes or None,
-            free_nbytes_min=config.disk.free_nbytes_min,
-            io_threads=config.disk.io_threads,
-        )
-    except BaseException:
-        if folder:
-            shutil.rmtree(folder, ignore_errors=True)
-        raise
-    return tier, folder
+    return DiskTier(
+        Path(config.disk.path or str(folder)),
+        capacity_nbytes=config.disk.nbytes,
+        segment_nbytes=config.disk.segment_nbytes or None,
+        free_nbytes_min=config.disk.free_nbytes_min,
+        io_threads=config.disk.io_threads,
+    )
 
 
 def _memory(config: Config, *, shared: bool) -> HostTier:
@@ -96,13 +87,17 @@ def _open(config: Config, *, shared: bool) -> BlockStore:
     with ExitStack() as undo:
         near = _memory(config, shared=shared)
         undo.callback(near.close)
-        far, folder = _disk(config)
-        if folder is not None:
-            undo.callback(shutil.rmtree, folder, ignore_errors=True)
-        if far is not None:
+        far, folder = None, None
+        if config.disk.nbytes:
+            folder = None if config.disk.path else tempfile.mkdtemp(prefix="kvstore-")
+            if folder is not None:
+                undo.callback(shutil.rmtree, folder, ignore_errors=True)
+            far = _disk(config, folder)
             undo.callback(far.close)  # before its folder goes
         store = _assembled(config, near, far)
         store._folder = folder
+        if far is not None:
+            store.attachment.reopen = lambda: _disk(config, folder)
         _prefault(near, config.host.prefault)
         store.mover.start()
         undo.pop_all()

@@ -7,6 +7,7 @@
     ├── LimitExceeded       a limit was hit: which one and how large it is
     ├── AccessDenied        a daemon does not know the caller, or does not allow this
     ├── LeaseExpired        a lease or reservation was used after its end
+    ├── TierRefused         a tier cannot be attached or detached now: why; it is as it was before
     └── Unavailable         a store or tier cannot serve: closed, or its device or memory is not to be had
 
 `code` is the canonical status name that the service answers with.
@@ -64,6 +65,12 @@ class LeaseExpired(KVStoreError):
     def __init__(self, text: str, num_lost: int = 0) -> None:
         super().__init__(text)
         self.num_lost = num_lost  # of a commit: blocks that had been undone
+
+
+class TierRefused(KVStoreError):
+    """A tier cannot be attached or detached, or not now; the text says why, and everything is as it was before."""
+
+    code = "FAILED_PRECONDITION"
 
 
 class Unavailable(KVStoreError):

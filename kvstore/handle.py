@@ -131,6 +131,8 @@ class Namespace:
     def _get_far(self, keys: Keys, grip: Grip, out: Any, deadline_us: int | None) -> tuple[int, Any]:
         """Copy what is near while what follows it is still being read."""
         made = np.empty((grip.num_blocks, self.spec.block_nbytes), dtype=np.uint8) if out is None else None
+        if made is not None:
+            keys = keys[: len(made)]  # removed and put again meanwhile, the prefix may be longer than it was
         found = self.locate(out if made is None else made, None, None, writable=True)
         arrivals = Arrivals(self, self._store, keys, grip, deadline_us)
         num_copied = 0
@@ -257,6 +259,7 @@ class Namespace:
         self._store.check_open()
         keys = checked_keys(keys)
         with self._lock:
+            self._store.attachment.removals.note(self.number, keys)
             removed = self._index.remove_keys(keys, self.number, self._store.clock.time_s())
             self._mover.reap()
         return int(removed)
@@ -265,6 +268,7 @@ class Namespace:
         """Remove every block of this namespace; returns how many went."""
         self._store.check_open()
         with self._lock:
+            self._store.attachment.removals.note(self.number, None)
             removed = self._index.clear(self.number, self._store.clock.time_s())
             self._mover.reap()
         return int(removed)

@@ -7,13 +7,10 @@ when a tier finishes something; the simulator steps by hand.
 
 from __future__ import annotations
 
-import logging
 import threading
-import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,7 +19,7 @@ from kvstore import policy
 from kvstore._core import index as core
 from kvstore._core.index import Index
 from kvstore.arrays import Ids, Mask, Words, chosen
-from kvstore.backlog import Backlog, Dirty
+from kvstore.backlog import Backlog, Dirty, Write
 from kvstore.budget import WriteBudget
 from kvstore.carry import Carry
 from kvstore.clock import Clock
@@ -30,46 +27,29 @@ from kvstore.promotion import Promoter, Promotion, Read
 from kvstore.recency import Recency
 from kvstore.scrub import Scrub
 from kvstore.space import Limits, Space
-from kvstore.tiers.base import ENTRY, Entries, Outcome, Outcomes, Places, Tier
+from kvstore.stepper import Stepper
+from kvstore.tiers.base import ENTRY, Entries, Outcome, Places, Tier
 from kvstore.tiers.host import HostTier
 
-log = logging.getLogger("kvstore")
-
-TICK_S = 0.05  # the thread looks at budgets, expiries and broken tiers at least this often
-TICK_SHORT_S = 0.002  # while far room is short: it comes without notice, when the tier has cleaned a range
 STARVED_US = 1_000_000  # without any far room coming for so long, nobody waits for it
 VAIN_CARRIES_MAX = 4  # in a row without a place for anybody; what comes then is not waited for
 BARREN_PAUSE_US = 1_000_000  # after a carry in vain, before the next
 
 
-@dataclass(slots=True, eq=False)
-class Write:
-    """A batch under way to the far tier."""
-
-    ids: Ids
-    ns: int
-    ticket: int  # of the oldest of them (kvstore.backlog)
-    near_places: Places
-    far_places: Places
-    entries: Entries
-    window: Any
-    future: Future[Outcomes]
-    began_us: int
-
-
-class Mover(Space):
+class Mover(Space, Stepper):
     """Moves blocks between `near` and `far` (None: a store of one tier). Caller holds `lock` for every method but
     start, stop and flush."""
 
     def __init__(
         self, index: Index, near: HostTier, far: Tier | None, lock: threading.RLock, clock: Clock, limits: Limits
     ) -> None:
-        super().__init__(index, near, far, clock, limits)
-        self.lock = lock
+        Space.__init__(self, index, near, far, clock, limits)
+        Stepper.__init__(self, lock)
         self._backlog = Backlog(limits.writeback_queue_blocks)
         self._starving_us: int | None = None  # since when nothing made, or may have made, a far place for what is dirty
         self._vain_carries = 0  # that ended since there was a place
         self._writes: deque[Write] = deque()
+        self._stranded: list[Write] = []  # to a tier that was given up: their blocks stay in place until it answers
         self._promoter = Promoter(self)
         self.budget = WriteBudget(limits.write_nbytes_per_s, limits.write_nbytes_per_day)
         self._carry: Carry | None = None
@@ -78,13 +58,10 @@ class Mover(Space):
         self._carry_ready_us = 0
         self._progress: Future[None] = Future()
         self._awaited = False  # somebody was given _progress
-        self._wake = threading.Event()
-        self._stopping = False
-        self._thread: threading.Thread | None = None
         self.chore: Callable[[], None] = lambda: None  # the store's own: expiry, abandoned reservations
         self.write_bandwidth, self.read_bandwidth = policy.Bandwidth(), policy.Bandwidth()
         self.promoted_blocks = self.written_blocks = self.corrupt_blocks = 0
-        self.defects = self.failed_writes = self.failed_reads = self.skipped_writes = self.carried_blocks = 0
+        self.failed_writes = self.failed_reads = self.skipped_writes = self.carried_blocks = 0
         self._tell_readers()
 
     def room(self, ns: int, num_blocks: int, *, drop_unwritten: bool) -> Places:
@@ -97,15 +74,20 @@ class Mover(Space):
     def collect(self) -> None:
         """Queue the blocks that became visible since the last call; they should get a far copy. Over the queue's limit
         they stay near only."""
-        if self.far is None:
+        if self.far is None or self.is_resting:
             return
         for ids, words, ns in self.put.take_fresh():
             self._queue(ids, words, ns)
 
-    def enqueue(self, ids: Ids, ns: int) -> None:
-        """Blocks without a far copy that should get one after all."""
+    def enqueue(self, ids: Ids, ns: int, words: Words | None = None) -> None:
+        """Blocks without a far copy that should get one after all, as they are now, or if nothing happened to them
+        since their state words were `words`; parents before children. Over the queue's limit the last ones stay near
+        only."""
+        most = self.limits.writeback_queue_blocks - self._backlog.num_blocks
+        self.skipped_writes += max(0, len(ids) - most)
+        words, ids = self.index.words(ids) if words is None else words, ids[:most]
         if self.far is not None and len(ids):
-            self._queue(ids, self.index.words(ids), ns)
+            self._queue(ids, words[:most], ns)
 
     def _queue(self, ids: Ids, words: Words, ns: int) -> None:
         if not self._backlog.append(ids, words, ns):
@@ -113,10 +95,13 @@ class Mover(Space):
         elif len(self._writes) < self.limits.batches.batches_max:
             self._wake.set()
 
-    def _put_back(self, ids: Ids, ns: int, ticket: int) -> None:
+    def _unmark(self, ids: Ids) -> None:
         none = np.zeros(len(ids), dtype=np.uint8)
         places = np.zeros(len(ids), dtype=np.uint32)
         self.index.writeback_unmark(ids, places, places.astype(np.uint64), none)
+
+    def _put_back(self, ids: Ids, ns: int, ticket: int) -> None:
+        self._unmark(ids)
         self._backlog.put_back(Dirty(ids, self.index.words(ids), ns, ticket))
 
     def _start_writes(self, now_us: int) -> None:
@@ -166,13 +151,13 @@ class Mover(Space):
         self.budget.spend(len(ids) * self.sizes[ns].slot_nbytes, now_us)
         future.add_done_callback(self.notice)
 
-    def notice(self, _future: Future[Any] | None = None) -> None:
-        """A tier finished something, or there is more to do: step soon."""
-        self._wake.set()
-
     def settle_writes(self) -> None:
         """What has been written back by now may be evicted. In the order in which it was started: a parent's far copy
         counts before its child's."""
+        for write in [write for write in self._stranded if write.future.done()]:
+            self._stranded.remove(write)
+            write.window.close()
+            self._unmark(write.ids)
         while self._writes and self._writes[0].future.done():
             write = self._writes.popleft()
             outcomes = write.future.result()
@@ -249,16 +234,17 @@ class Mover(Space):
         self.chore()
         self.index.drain()
         self.reap()
+        self._tell_readers()
         if self.far is None:
             return
         self.recency.step()
         self.collect()
-        self._tell_readers()
         if self._carry is not None and self._carry.step():
             self._end_carry(self._carry, now_us)
-        if self.sizes and self.far.usage().doubtful:
-            self._start_carry(next(iter(self.sizes)))
-        self._start_writes(now_us)
+        if not self.is_resting:
+            if self.sizes and self.far.usage().doubtful:
+                self._start_carry(next(iter(self.sizes)))
+            self._start_writes(now_us)
         self._scrub.step(now_us, self._promoter.num_reads)
         if self._awaited and self.progress() is None:
             self.made_progress()  # what they wait for will not come
@@ -291,30 +277,10 @@ class Mover(Space):
     def _starved(self, now_us: int) -> bool:
         return self._starving_us is not None and now_us - self._starving_us >= STARVED_US
 
-    def start(self) -> None:
-        """Step in a thread of its own from now on."""
-        self._thread = threading.Thread(target=self._run, name="kvstore-mover", daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        while not self._stopping:
-            is_short = self._starving_us is not None and not self._starved(self.clock.now_us())
-            self._wake.wait(TICK_SHORT_S if is_short else TICK_S)
-            self._wake.clear()
-            try:
-                with self.lock:
-                    self.step()
-            except Exception:  # a defect: say so, and go on serving what is in memory
-                self.defects += 1
-                log.exception("a step of the mover failed")
-                time.sleep(TICK_S)
-
-    def stop(self) -> None:
-        """End the thread; what is under way stays so."""
-        self._stopping = True
-        self._wake.set()
-        if self._thread is not None:
-            self._thread.join()
+    @property
+    def is_short(self) -> bool:
+        """As Stepper: far room is, and comes when the tier has cleaned a range."""
+        return self._starving_us is not None and not self._starved(self.clock.now_us())
 
     def flush(self, deadline_us: int | None) -> bool:
         """Write back everything that is queued by now, note times of use, and let the far tier forget what was removed,
@@ -344,7 +310,8 @@ class Mover(Space):
     @property
     def far_is_well(self) -> bool:
         """Whether the far tier may be asked for anything now. Needs no lock."""
-        return self.far is not None and self.far.usage().healthy
+        far = self.far  # it may leave at any moment
+        return far is not None and not self.is_resting and far.usage().healthy
 
     @property
     def _writing_nbytes(self) -> int:
@@ -359,9 +326,40 @@ class Mover(Space):
         return min(tickets, default=None)
 
     @property
+    def num_waiting(self) -> int:
+        """Blocks that wait for their write-back."""
+        return self._backlog.num_blocks
+
+    @property
     def num_unwritten(self) -> int:
         """Blocks that wait for their write-back or are being written."""
         return self._backlog.num_blocks + sum(len(write.ids) for write in self._writes)
+
+    # ---- a far tier that leaves ----
+
+    def set_far(self, far: Tier | None) -> None:
+        """As Space.set_far; nothing is under way to the one before, or `strand` was called."""
+        super().set_far(far)
+        self._backlog.clear()
+        self._starving_us, self._vain_carries, self._carry_ready_us = None, 0, 0
+        self.recency.set_far(far)
+        self._scrub.set_far(far)
+        self.made_progress()
+
+    def winding_down(self) -> Future[Any] | None:
+        """While the far tier rests: the future to wait for until nothing is under way to it; None when nothing is."""
+        return self._scrub.reading or self.progress()
+
+    def strand(self) -> None:
+        """The far tier is given up with what is under way to it. Memory that the device may still use stays as it is
+        until it answers; nobody waits for it."""
+        self._stranded.extend(self._writes)
+        self._writes.clear()
+        if self._carry is not None:
+            self._carry.abandon()
+            self._carry = None
+        self._promoter.strand()
+        self.made_progress()
 
     def give_up(self) -> None:
         """The far tier was closed and answers nothing any more: let those look again who wait for it."""
@@ -371,7 +369,7 @@ class Mover(Space):
     @property
     def num_views(self) -> int:
         """Views of near blocks that transfers under way hold."""
-        return sum(len(write.ids) for write in self._writes) + self._promoter.num_blocks
+        return sum(len(write.ids) for write in (*self._writes, *self._stranded)) + self._promoter.num_blocks
 
     def stats(self) -> dict[str, Any]:
         """Counters of all movement."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -19,11 +20,12 @@ class Probes:
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
         self._is_ready = False
+        self._note: Callable[[], str] = str
         self._server: ThreadingHTTPServer | None = None
 
-    def set_ready(self, is_ready: bool) -> None:
-        """Whether callers should be sent here."""
-        self._is_ready = is_ready
+    def set_ready(self, is_ready: bool, note: Callable[[], str] = str) -> None:
+        """Whether callers should be sent here; `note` gives the text that follows then."""
+        self._is_ready, self._note = is_ready, note
 
     def listen(self, address: str) -> int:
         """Serve HOST:PORT in threads; the port. Errors: Unavailable."""
@@ -51,7 +53,9 @@ class Probes:
         if path == "/healthz":
             return HTTPStatus.OK, b"alive\n"
         if path == "/readyz":
-            return (HTTPStatus.OK, b"ready\n") if self._is_ready else (HTTPStatus.SERVICE_UNAVAILABLE, b"not ready\n")
+            if self._is_ready:
+                return HTTPStatus.OK, f"ready\n{self._note()}".encode()
+            return HTTPStatus.SERVICE_UNAVAILABLE, b"not ready\n"
         return HTTPStatus.NOT_FOUND, b"there are /metrics, /healthz and /readyz\n"
 
     def _handler(self) -> type[BaseHTTPRequestHandler]:

@@ -48,6 +48,7 @@ class Promoter:
     def __init__(self, mover: Mover) -> None:
         self._mover = mover
         self._reads: set[Read] = set()
+        self._stranded: set[Read] = set()  # of a tier that was given up
         self._ends: deque[Read] = deque()  # of them those that are done; any thread appends
         self.num_blocks = 0  # of _reads
 
@@ -119,14 +120,22 @@ class Promoter:
 
     def give_up(self) -> None:
         """The tier answers nothing any more: let those know who wait for a whole promotion."""
-        for promotion in {id(read.promotion): read.promotion for read in self._reads}.values():
-            promotion.settled.set_result(None)
+        for read in self._reads | self._stranded:
+            if not read.promotion.settled.done():
+                read.promotion.settled.set_result(None)
+
+    def strand(self) -> None:
+        """As give_up; the places of what is under way stay taken until it answers after all."""
+        self._stranded |= self._reads
+        self._reads.clear()
+        self.give_up()
 
     def settle(self, read: Read) -> None:
         """As Mover.settle."""
-        if read not in self._reads:
+        reads = self._reads if read in self._reads else self._stranded
+        if read not in reads:
             return
-        self._reads.remove(read)
+        reads.remove(read)
         mover, sizes, outcomes = self._mover, self._mover.sizes[read.ns], read.future.result()
         read.window.close()
         self.num_blocks -= len(read.ids)
@@ -143,7 +152,7 @@ class Promoter:
         if num_ok:
             mover.read_bandwidth.record(num_ok * sizes.block_nbytes, read.began_us, mover.clock.now_us())
         read.promotion.num_left -= 1
-        if not read.promotion.num_left:
+        if not read.promotion.num_left and not read.promotion.settled.done():
             read.promotion.settled.set_result(None)
         if mover.is_awaited:
             mover.made_progress()

@@ -14,11 +14,25 @@ class Quotas:
 
     def __init__(self, space: Space) -> None:
         self._space = space
-        self._durable = space.far if isinstance(space.far, DurableTier) else None
         self._nbytes: dict[int, int] = dict(self._durable.quotas()) if self._durable is not None else {}
         self._tenant_of: dict[int, str] = {}
         self._tenants: dict[str, int] = {}
         self._numbers: dict[str, int] = {"": 0}  # of tenants in the index
+
+    @property
+    def _durable(self) -> DurableTier | None:
+        far = self._space.far
+        return far if isinstance(far, DurableTier) else None
+
+    def join(self, far: DurableTier) -> None:
+        """A tier comes that keeps quotas: what it says of namespaces without a quota holds, of the others it learns."""
+        kept = far.quotas()
+        self._nbytes = kept | self._nbytes
+        for ns, nbytes in self._nbytes.items():
+            if nbytes != kept.get(ns, 0):
+                far.remember_quota(ns, nbytes)
+            if ns in self._space.sizes:
+                self.apply(ns)
 
     def set(self, ns: int, nbytes: int) -> None:
         """From the next reservation on; 0 is no limit."""

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvstore._core import index as core
-from kvstore._core import walk
+from kvstore._core import leave, walk
 from kvstore._core.index import Index
-from kvstore.arrays import Ids
+from kvstore.arrays import Ids, Words
 from kvstore.clock import Clock
 from kvstore.tiers.base import DurableTier, Places, Tier
 
@@ -55,6 +55,11 @@ class Timeline:
         at = np.searchsorted(self._numbers[: self._count], numbers)
         return self._seconds[np.minimum(at, self._count - 1)]
 
+    def numbers(self, seconds: Seconds) -> NDArray[np.uint64]:
+        """The first number that is known to have been reached by each second, or after it."""
+        at = np.searchsorted(self._seconds[: self._count], seconds)
+        return self._numbers[np.minimum(at, self._count - 1)]
+
 
 class Recency:
     """Times of use of the blocks of `index`, noted in `far` every PERIOD_US if that can keep them. Caller holds the
@@ -71,6 +76,18 @@ class Recency:
         self._places: Places = np.empty(0, dtype=np.uint32)  # found, and not handed over yet
         self._seconds: Seconds = np.empty(0, dtype=np.uint32)
         self._next_us = clock.now_us() + PERIOD_US
+
+    def set_far(self, far: Tier | None) -> None:
+        """From now on times are noted there."""
+        self._far = far if isinstance(far, DurableTier) else None
+        self._at, self._places = LOOK_END, self._places[:0]
+
+    def rejoin(self, ids: Ids, words: Words, last_used_s: Seconds) -> None:
+        """Blocks of a tier that came to an index in use, the coldest first, with their state words as they were: those
+        to which nothing happened since are listed in that order, as used when the tier says."""
+        self._advance()
+        numbers = (self._timeline.numbers(last_used_s) & np.uint64(0xFFFFFFFF)).astype(np.uint32)
+        leave.relist(self._index, ids, words, numbers)
 
     def adopt(self, ids: Ids, last_used_s: Seconds) -> None:
         """Blocks of an earlier run, the coldest first, and when they were last used: they are listed in that order."""
@@ -109,7 +126,7 @@ class Recency:
             wanted = self._number
         while True:
             with lock:
-                if self._noted >= wanted:
+                if self._far is None or self._noted >= wanted:
                     return
                 if self._is_idle:
                     self._begin()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from kvstore.tiers.base import Entries, Places
+from kvstore.tiers.base import ENTRY, Entries, Places
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +17,11 @@ class Recovered:
     places: Places
     entries: Entries
     last_used_s: NDArray[np.uint32]
+
+    @classmethod
+    def none(cls) -> Recovered:
+        """No blocks."""
+        return cls(np.empty(0, dtype=np.uint32), np.empty(0, dtype=ENTRY), np.empty(0, dtype=np.uint32))
 
     @classmethod
     def joined(cls, parts: list[Recovered]) -> Recovered:

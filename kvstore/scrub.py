@@ -38,7 +38,7 @@ class Scrub:
         self._next_place = 0  # behind the listed ones
         self._ids: Ids = NO_IDS
         self._words: Words = np.empty(0, dtype=np.uint64)
-        self._reading: Future[Outcomes] | None = None
+        self.reading: Future[Outcomes] | None = None  # what is under way
         self._scratch = memoryview(b"")
         self._ready_us = self._began_us = 0
         self._is_empty = True  # nothing was listed in this round
@@ -47,18 +47,23 @@ class Scrub:
 
     def step(self, now_us: int, num_reads: int) -> None:
         """Judge what was read, and read on if nobody else reads and the budget allows."""
-        if self._reading is not None:
-            if not self._reading.done():
+        if self.reading is not None:
+            if not self.reading.done():
                 return
             self._judge()
         far = self._far
-        if far is None:
+        if far is None or self._mover.is_resting:
             return
         if policy.may_scrub(far.usage().healthy, num_reads, now_us, self._ready_us, self._nbytes_per_s):
             if len(self._left):
                 self._read(far, now_us)
             else:
                 self._list(now_us)
+
+    def set_far(self, far: Tier | None) -> None:
+        """Begin anew with this tier. What is being read of the one before is nobody's, nor is the memory it goes to."""
+        self._far, self.reading, self._scratch = far, None, memoryview(b"")
+        self._listing, self._left, self._next_place = None, NO_IDS, 0
 
     def stats(self, now_us: int) -> dict[str, float]:
         """Counters; -1.0 as age before the first round has ended."""
@@ -106,12 +111,12 @@ class Scrub:
         starts = (ends - slots[here]).tolist()
         nbytes = [sizes[ns].block_nbytes for ns in namespaces[here].tolist()]
         buffers = [self._scratch[start : start + size] for start, size in zip(starts, nbytes, strict=True)]
-        self._reading = far.read(places[here], np.ascontiguousarray(checksums[here]), buffers, None)
-        self._reading.add_done_callback(self._mover.notice)
+        self.reading = far.read(places[here], np.ascontiguousarray(checksums[here]), buffers, None)
+        self.reading.add_done_callback(self._mover.notice)
 
     def _judge(self) -> None:
-        assert self._reading is not None
-        outcomes, self._reading = self._reading.result(), None
+        assert self.reading is not None
+        outcomes, self.reading = self.reading.result(), None
         same = self._mover.index.words(self._ids) == self._words
         rotten = same & (outcomes == Outcome.CORRUPT)
         self.scrubbed_blocks += int((same & (outcomes == Outcome.OK)).sum() + rotten.sum())

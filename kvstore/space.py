@@ -54,6 +54,13 @@ class Space:
         self.sizes: dict[int, Sizes] = {}
         self._far_full = False  # and nothing there can go: every block is near too, or leased
         self.carrying_nbytes = 0  # of far places that a carry fills while the old copy still counts
+        self.is_resting = False  # nothing new is asked of the far tier: it is leaving, or has just come
+
+    def set_far(self, far: Tier | None) -> None:
+        """From now on this is the far tier. The one before holds nothing of `index` any more."""
+        self.far = far
+        self._far_full, self.carrying_nbytes = False, 0
+        self.put.set_far(far is not None)
 
     def define(self, ns: int, sizes: Sizes, shards: int) -> None:
         """Blocks of a namespace have these sizes and are written in so many parts."""

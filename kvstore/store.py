@@ -10,23 +10,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kvstore import durability
+from kvstore import durability, recovery
 from kvstore._core import index as core
 from kvstore._core.index import Index
 from kvstore._core.lease import LeaseTable
 from kvstore.arrays import Ids, Words
+from kvstore.attachment import DETACH_US, Attachment
+from kvstore.block import Attached, Detached
 from kvstore.checks import duration_us, whole_number
 from kvstore.clock import Clock
-from kvstore.errors import InvalidRequest, LimitExceeded, Unavailable
+from kvstore.errors import InvalidRequest, LimitExceeded, TierRefused, Unavailable
 from kvstore.explain import why_absent
 from kvstore.feed import Feed
 from kvstore.handle import Namespace
 from kvstore.mover import Mover
 from kvstore.namespace import NamespaceSpec
 from kvstore.quota import Quotas
-from kvstore.recovered import Recovered
 from kvstore.space import Sizes, slot_nbytes
-from kvstore.tiers.base import PLACE_NBYTES, DurableTier, Places, Tier
+from kvstore.tiers.base import PLACE_NBYTES, DurableTier, Tier, Usage
 from kvstore.tiers.host import HostTier
 from kvstore.watching import Watching
 
@@ -36,7 +37,7 @@ NAMESPACES_MAX = 65_535
 CLOSE_FLUSH_MS = 30_000
 QUOTA_NBYTES_MAX = 1 << 60
 
-Adopted = tuple[Places, NDArray[np.uint32], NDArray[np.uint32], Ids]  # places, sizes, last uses, ids
+DETACHED = Usage(0, 0, 0, healthy=False, reason="detached")
 
 
 class BlockStore(Watching):
@@ -59,9 +60,8 @@ class BlockStore(Watching):
         reservation_ttl_ms: int,
         put_wait_ms: int,
     ) -> None:
-        self.index, self.leases, self.near, self.far = index, leases, near, far
-        self.mover, self.clock = mover, clock
-        self.lock = mover.lock
+        self.index, self.leases, self.near = index, leases, near
+        self.mover, self.clock, self.lock = mover, clock, mover.lock
         self.feed = Feed(index, mover.lock, clock, self.check_open)
         self.put_wait_ms = put_wait_ms
         self.near_capacity = mover.limits.near_nbytes
@@ -78,8 +78,14 @@ class BlockStore(Watching):
         self.num_dropped = 0  # blocks on disk that no namespace could be found for
         self.is_open = True  # False once it is closed; may be read without the lock
         mover.chore = self._chore
+        self.attachment = Attachment(self)
         if far is not None and isinstance(far, DurableTier):
-            self._recover(far)
+            recovery.recover(self, far)
+
+    @property
+    def far(self) -> Tier | None:
+        """The far tier; None without one, and while it is detached. It changes under the lock."""
+        return self.mover.far
 
     # ---- namespaces ----
 
@@ -100,15 +106,16 @@ class BlockStore(Watching):
             whole_number("quota_nbytes", quota_nbytes, 0, QUOTA_NBYTES_MAX)
             if 0 < quota_nbytes < slot_nbytes(spec.block_nbytes):
                 raise InvalidRequest(f"quota_nbytes={quota_nbytes} is less than one block, {spec.block_nbytes} bytes")
-        if isinstance(self.far, DurableTier) and spec.block_nbytes > self.far.block_nbytes_max:
+        most = self.attachment.block_nbytes_max
+        if most is not None and spec.block_nbytes > most:
             raise InvalidRequest(
                 f"block_nbytes={spec.block_nbytes} does not fit into a segment of the {self.far_name} tier, "
-                f"{self.far.block_nbytes_max} bytes; set disk.segment_nbytes"
+                f"{most} bytes; set disk.segment_nbytes"
             )
         with self.lock:
             number = self._numbers.get(spec.title)
             if number is not None and self._specs[number] != spec:
-                if number in self._opened or self.index.num_blocks(number):
+                if number in self._opened or self.index.num_blocks(number) or self.attachment.holds(number):
                     self._specs[number].require_equal(spec)
                 self._define(number, spec)  # left over from an earlier run, and empty
             elif number is None:
@@ -148,33 +155,35 @@ class BlockStore(Watching):
         self.quotas.belongs(number, spec.tenant)
         self.quotas.apply(number)
 
-    def _recover(self, far: DurableTier) -> None:
-        """Bring back what an earlier run left: namespaces, blocks (parents before children), their order."""
-        for number, text in far.namespaces().items():
-            self._recover_namespace(number, text)
+    def sizes_by_number(self) -> NDArray[np.uint32]:
+        """Bytes of a block of each namespace; 0: there is none of that number."""
         block_nbytes = np.zeros(max(self._specs, default=0) + 1, dtype=np.uint32)
         for number, spec in self._specs.items():
             block_nbytes[number] = spec.block_nbytes
-        empty = np.empty(0, dtype=np.uint32)
-        adopted: list[Adopted] = [(empty, empty, empty, empty)]
-        rest: list[Recovered] = []
-        for part in far.recover():
-            found = Recovered(*part)
-            known = found.of(block_nbytes)
-            self.num_dropped += len(found.places) - len(known.places)
-            self._adopt(known, adopted, rest)
-        if self.num_dropped:
-            log.warning("%d blocks on disk are left out: their namespace is not known", self.num_dropped)
-        if rest:  # their parents lie in a later part, or did not come back
-            self._adopt(Recovered.joined(rest), adopted, [])
-        places, nbytes, last_used_s, ids = (np.concatenate(column) for column in zip(*adopted, strict=True))
-        far.adopt(places, nbytes)
-        # Least recently used first; of blocks used in the same second, children before parents: a new index numbers
-        # blocks in the order in which it takes them in, parents first.
-        order = np.lexsort((-ids.astype(np.int64), last_used_s))
-        self.mover.recency.adopt(ids[order], last_used_s[order])
+        return block_nbytes
 
-    def _recover_namespace(self, number: int, text: str) -> None:
+    def claim(self, far: DurableTier) -> None:
+        """Take in the namespaces of a tier that comes, under its numbers: its rows carry them. Caller holds the lock.
+        Errors: TierRefused when a number or a name means something else here, and nothing has changed."""
+        for number, text in far.namespaces().items():
+            spec, known = recovery.spec_or_none(text), self._specs.get(number)
+            named = number if spec is None else self._numbers.get(spec.title, number)
+            if named != number or (known is not None and known != spec):
+                raise TierRefused(
+                    f"namespace {number} of the {far.name} tier is another one than in this store: {text:.200}"
+                )
+        if large := [spec.title for spec in self._specs.values() if spec.block_nbytes > far.block_nbytes_max]:
+            raise TierRefused(f"blocks of {large[0]!r} do not fit into its segments of {far.block_nbytes_max} bytes")
+        for number in far.namespaces().keys() - self._specs.keys():
+            self.recover_namespace(number, far.namespaces()[number])
+
+    def tell(self, far: DurableTier) -> None:
+        """Have a tier that came keep what it does not know of namespaces and quotas. Caller holds the lock."""
+        for number in self._specs.keys() - far.namespaces().keys():
+            far.remember_namespace(number, self._specs[number].text())
+        self.quotas.join(far)
+
+    def recover_namespace(self, number: int, text: str) -> None:
         """What cannot be read costs its own blocks and nothing else."""
         try:
             if not 1 <= number <= NAMESPACES_MAX:
@@ -183,16 +192,6 @@ class BlockStore(Watching):
         except InvalidRequest as error:
             self._unreadable.add(number)
             log.warning("namespace %d on disk cannot be used, nor can its blocks: %s", number, error)
-
-    def _adopt(self, found: Recovered, adopted: list[Adopted], rest: list[Recovered]) -> None:
-        """Into the index; what was taken in goes to `adopted` as columns, what was not to `rest`."""
-        rows = found.entries
-        ids = self.index.adopt(rows["key"], rows["parent"], rows["namespace"], found.places, rows["checksum"])
-        taken = ids != core.NONE
-        if not taken.all():
-            rest.append(found.only(~taken))
-            found, ids = found.only(taken), ids[taken]
-        adopted.append((found.places, np.ascontiguousarray(found.entries["nbytes"]), found.last_used_s, ids))
 
     def spec(self, number: int) -> NamespaceSpec:
         """Of a namespace that the index knows. Needs no lock."""
@@ -224,6 +223,7 @@ class BlockStore(Watching):
         if block_id == core.NONE:
             age_s = self.clock.time_s() - time_s
             text = why_absent(reason, age_s, self.policy_name, has_far=self.far is not None)
+            text += f"; the {self.far_name} tier is detached" if self.attachment.is_detached else ""
             return f"{text} ({self.quotas.text(ns)})" if reason == core.OVER_QUOTA else text
         ids = np.array([block_id], dtype=np.uint32)
         if int(self.index.words(ids)[0]) & 0xFF == core.WRITING:
@@ -273,22 +273,44 @@ class BlockStore(Watching):
         deadline_us = None if us is None else self.clock.now_us() + us
         return durability.flush(self, deadline_us)
 
+    def detach_tier(self, tier: str, deadline_ms: float | None = None, *, force: bool = False) -> Detached:
+        """Take the disk tier out of service, so that its file system can be unmounted: write everything back, wait for
+        what is under way, close every file. Blocks that are only there are missed from then on; all others stay. Its
+        folder is complete, for `attach_tier` or another store. Detached already: says so again.
+
+        `deadline_ms`: until when it must be ready to leave (30 s without one); then a device that does not answer is
+        waited for half a minute more. `force`: leave by then, whatever is not written back (it stays in memory only).
+        Errors: TierRefused, and the tier is attached as before; InvalidRequest for another tier; Unavailable.
+        """
+        us = DETACH_US if deadline_ms is None else duration_us("deadline_ms", deadline_ms)
+        return self.attachment.detach(tier, self.clock.now_us() + us, force=force)
+
+    def attach_tier(self, tier: str) -> Attached:
+        """Open the disk tier at its configured path again, and take in what its files hold, but for what was removed
+        meanwhile. Lookups and puts go on; its blocks are found when it returns. Attached already: says so again.
+
+        Errors: TierRefused when its namespaces are not those of this store; those of `kvstore.open` for a folder that
+        cannot be used. The tier is detached as before then.
+        """
+        return self.attachment.attach(tier)
+
     def stats(self) -> dict[str, Any]:
         """Numbers of the store, its tiers, its index and all movement; units are in the names. Errors: Unavailable."""
         with self.lock:
             self.check_open()
             counts = self.index.counts()
-            tiers = {self.near.name: self._tier_stats(self.near, counts["near"], self.near_capacity)}
+            tiers = {self.near.name: self._tier_stats(self.near.usage(), counts["near"], self.near_capacity)}
             tiers[self.near.name] |= {
                 "page_kind": self.near.arena.page_kind,
                 "prefaulted_nbytes": self.near.arena.prefaulted_nbytes,
                 "evicted": counts["evicted_near"],
             }
-            if self.far is not None:
-                tiers[self.far.name] = self._tier_stats(self.far, counts["far"], None)
-                tiers[self.far.name]["evicted"] = counts["evicted_far"]
+            if self.far is not None or self.attachment.is_detached:
+                tiers[self.far_name] = self._tier_stats(self.far.usage() if self.far else DETACHED, counts["far"], None)
+                is_attached = not self.attachment.is_detached
+                tiers[self.far_name] |= {"evicted": counts["evicted_far"], "attached": is_attached}
                 if isinstance(self.far, DurableTier):
-                    tiers[self.far.name]["dropped"] = self.num_dropped + self.far.num_dropped
+                    tiers[self.far_name]["dropped"] = self.num_dropped + self.far.num_dropped
             lookups = self.index.lookups()
             lookups["blocks_far"] = lookups["blocks_found"] - lookups["blocks_near"]
             return {
@@ -310,8 +332,7 @@ class BlockStore(Watching):
             }
 
     @staticmethod
-    def _tier_stats(tier: Tier, num_blocks: int, capacity_nbytes: int | None) -> dict[str, Any]:
-        usage = tier.usage()
+    def _tier_stats(usage: Usage, num_blocks: int, capacity_nbytes: int | None) -> dict[str, Any]:
         return {
             "blocks": num_blocks,
             "used_nbytes": usage.used_nbytes,

@@ -109,3 +109,46 @@ int kv_index_adopt_all(kv_index *index, const kv_found *found, uint32_t *ids) {
     free(waiting.next);
     return code;
 }
+
+/* A stored block whose far copy is where a row says. */
+static int give_far(kv_index *index, uint32_t id, uint32_t parent, const kv_found *found, uint32_t row) {
+    kv_record *record = &index->records[id];
+    if (kv_state_of(record) != KV_VALID || record->ns != u32_at(&found->namespaces, row) || record->parent != parent ||
+        index->links[id].far != KV_NONE)
+        return 0;
+    record->checksum = u64_at(&found->checksums, row);
+    record->flags |= KV_CHECKED;
+    index->links[id].far = u32_at(&found->places, row);
+    index->counts.num_far++;
+    index->counts.far_nbytes += index->namespaces[record->ns].slot_nbytes;
+    kv_index_bare(index, id);
+    return 1;
+}
+
+static uint32_t rejoin_one(kv_index *index, const kv_found *found, uint32_t row) {
+    const uint8_t *key = key_at(&found->keys, row), *parent_key = key_at(&found->parents, row);
+    const uint32_t ns = u32_at(&found->namespaces, row);
+    uint32_t parent = KV_NONE;
+    if (!is_zero(parent_key)) {
+        parent = kv_index_find(index, parent_key);
+        if (parent == KV_NONE || index->links[parent].far == KV_NONE || index->records[parent].ns != ns ||
+            kv_state_of(&index->records[parent]) != KV_VALID)
+            return KV_NONE;
+    }
+    uint32_t id = kv_index_find(index, key);
+    if (id != KV_NONE && kv_state_of(&index->records[id]) == KV_WRITING) {
+        kv_index_remove(index, &id, 1, KV_WAS_ABANDONED);
+        id = kv_index_find(index, key);
+    }
+    if (id != KV_NONE) return give_far(index, id, parent, found, row) ? id : KV_NONE;
+    return kv_index_adopt(index, key, parent, (uint16_t)ns, u32_at(&found->places, row),
+                          u64_at(&found->checksums, row));
+}
+
+void kv_index_rejoin(kv_index *index, const kv_found *found, uint32_t *ids) {
+    KV_AS_WRITER(index);
+    for (uint32_t row = 0; row < found->num_rows; row++) {
+        if (row + AHEAD < found->num_rows) prefetch_buckets(index, found, row + AHEAD);
+        ids[row] = rejoin_one(index, found, row);
+    }
+}

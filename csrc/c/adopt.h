@@ -22,5 +22,10 @@ typedef struct {
  * `ids[i]` is KV_NONE where the parent is neither in the index nor among the rows, the key is there already, or the
  * index is full. 0, or -ENOMEM with only some of the rows taken in. */
 int kv_index_adopt_all(kv_index *index, const kv_found *found, uint32_t *ids);
+/* The rows of a tier that comes to an index in use, parents before their children: a block that is near gets its far
+ * copy back, one that is not there is taken in as far only. `ids[i]` is KV_NONE where the parent has no far copy, the
+ * index is full, or another far copy is known. Whoever is writing such a block, or on top of it, has come too late: his
+ * reservation is undone, because the row may be what others were promised. */
+void kv_index_rejoin(kv_index *index, const kv_found *found, uint32_t *ids);
 
 #endif

@@ -36,6 +36,14 @@ void kv_put_destroy(kv_put *put) {
     memset(put, 0, sizeof *put);
 }
 
+void kv_put_set_far(kv_put *put, int has_far) {
+    KV_AS_WRITER(put->index);
+    put->has_far = has_far;
+    if (has_far) return;
+    put->fresh_tail = put->fresh_head;
+    put->freed.num_far = 0;
+}
+
 static uint64_t slot_nbytes(const kv_put *put, uint32_t ns) { return put->index->namespaces[ns].slot_nbytes; }
 
 static uint64_t used_nbytes(const kv_put *put) {

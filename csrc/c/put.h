@@ -25,8 +25,8 @@ typedef struct {
     kv_slots *slots;
     uint64_t put_nbytes;  /* committed so far */
     uint64_t near_nbytes; /* what stored, reserved and arriving blocks may take together, but for the spare slots */
-    int has_far;
     /* below: guarded by the index's lock */
+    int has_far;
     uint64_t arriving_nbytes; /* near slots that are being filled from the far tier */
     kv_freed freed;           /* near places go back to `slots` at once; far places wait here for the store */
     kv_fresh *fresh;          /* a ring, `fresh_mask` + 1 long */
@@ -39,6 +39,9 @@ typedef struct {
 /* `slots` and `index` outlive it; `queue_blocks` bounds the ring. 0 or -ENOMEM. */
 int kv_put_create(kv_put *put, kv_index *index, kv_slots *slots, uint64_t near_nbytes, uint32_t queue_blocks);
 void kv_put_destroy(kv_put *put);
+/* From now on there is a far tier, or there is none: then nobody waits for a write-back any more, and what was to be told
+ * of far copies is forgotten. */
+void kv_put_set_far(kv_put *put, int has_far);
 
 enum kv_put_flag {
     KV_LATE = 1 << 0,         /* take what is to be had: drop blocks without a far copy, grant less than is wanted */

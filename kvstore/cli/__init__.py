@@ -29,6 +29,7 @@ COMMANDS = {
     "replay": "Replay a request trace against a store.",
     "serve": "Serve a store to other processes and machines.",
     "stats": "Show the numbers of a daemon.",
+    "tier": "Detach the disk tier of a daemon, or attach it again.",
     "top": "Watch a daemon: tiers, hits, bandwidth, evictions, namespaces, clients.",
 }
 

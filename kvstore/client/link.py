@@ -20,13 +20,15 @@ from kvstore.errors import (
     LeaseExpired,
     LimitExceeded,
     NamespaceMismatch,
+    TierRefused,
     Unavailable,
 )
 from kvstore.v1 import kvstore_pb2 as pb
 
 M = TypeVar("M", bound=Message)
 
-SERVICE = "/kvstore.v1.KVStore/"
+SERVICE, ADMIN = "/kvstore.v1.KVStore/", "/kvstore.v1.Admin/"
+OF_ADMIN = frozenset({"AttachTier", "DetachTier"})
 PROTOCOL = 1
 REPEAT_PAUSE_S = 0.01
 MESSAGE_NBYTES_MAX = 64 << 20  # of an answer: statistics of many namespaces are the longest
@@ -111,7 +113,8 @@ class Link:
     def _method(self, name: str) -> grpc.UnaryUnaryMultiCallable[bytes, bytes]:
         method = self._unary.get(name)
         if method is None:
-            method = self._unary[name] = self._channel.unary_unary(SERVICE + name)
+            service = ADMIN if name in OF_ADMIN else SERVICE
+            method = self._unary[name] = self._channel.unary_unary(service + name)
         return method
 
     # ---- streams ----
@@ -172,7 +175,7 @@ class Link:
         if code == grpc.StatusCode.NOT_FOUND:
             return Stale(text)
         if code == grpc.StatusCode.FAILED_PRECONDITION:
-            return _mismatch(error) or Unavailable(text)
+            return _mismatch(error) or TierRefused(text)
         if code in GONE and (trips or code == grpc.StatusCode.DEADLINE_EXCEEDED):
             self.circuit.trip(f"{self.target} does not answer: {text}")
         return Unavailable(f"{self.target}: {code.name} {text}")

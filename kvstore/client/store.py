@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
+from kvstore.block import Attached, Detached
 from kvstore.checks import duration_us
 from kvstore.client.attached import AttachedNamespace
 from kvstore.client.attachment import Attachments
@@ -72,6 +73,23 @@ class RemoteStore:
             return self.link.ask("Flush", request, pb.FlushReply, call_s, repeat=False).done
         except Unavailable:
             return False
+
+    def detach_tier(self, tier: str, deadline_ms: float | None = None, *, force: bool = False) -> Detached:
+        """As BlockStore.detach_tier; needs the verb `admin`. Without an answer in time (Unavailable) ask again: the
+        daemon goes on by itself."""
+        self._check_open()
+        most_s = self.link.capabilities.call_ms_max / 1000
+        wanted_s = most_s / 2 if deadline_ms is None else duration_us("deadline_ms", deadline_ms) / 1e6
+        request = pb.DetachTierRequest(tier=tier, deadline_ms=wanted_s * 1000, force=force)
+        reply = self.link.ask("DetachTier", request, pb.DetachTierReply, most_s, repeat=False)
+        return Detached(reply.released, reply.num_unwritten)
+
+    def attach_tier(self, tier: str) -> Attached:
+        """As BlockStore.attach_tier; needs the verb `admin`. Without an answer in time (Unavailable) ask again."""
+        self._check_open()
+        most_s = self.link.capabilities.call_ms_max / 1000
+        reply = self.link.ask("AttachTier", pb.AttachTierRequest(tier=tier), pb.AttachTierReply, most_s, repeat=False)
+        return Attached(reply.num_blocks, reply.num_dropped)
 
     def stats(self) -> dict[str, Any]:
         """As BlockStore.stats, and `service`: what calls under way hold. Errors: Unavailable, AccessDenied."""

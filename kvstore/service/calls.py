@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn, TypeVar
 
 import grpc
@@ -23,6 +23,7 @@ REPLY_MARGIN_MS = 20  # what is left of a deadline for the answer to arrive in
 
 M = TypeVar("M", bound=Message)
 Unary = Callable[[Caller, Any, grpc.ServicerContext], Message]
+Methods = Mapping[str, tuple[Unary, type[Message]]]  # name in the protocol → function and request
 Stream = Callable[[Caller, Any, grpc.ServicerContext], Iterator[bytes]]
 
 

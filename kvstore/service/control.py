@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import grpc
 from google.protobuf.message import Message
@@ -15,16 +15,16 @@ from kvstore.errors import KVStoreError
 from kvstore.events import IDLE_MS
 from kvstore.namespace import NamespaceSpec
 from kvstore.service.attaching import Attaching
-from kvstore.service.calls import Unary, remaining_ms
+from kvstore.service.calls import Methods, remaining_ms
 from kvstore.service.identity import Caller
 from kvstore.service.limits import HANDLES_MAX, Held, Limits
 from kvstore.service.namespaces import Namespaces
 from kvstore.service.statistics import Statistics
+from kvstore.service.tiers import Tiers
 from kvstore.store import BlockStore
 from kvstore.v1 import kvstore_pb2 as pb
 
 PROTOCOL = 1
-Methods = Mapping[str, tuple[Unary, type[Message]]]
 
 log = logging.getLogger("kvstore.service")
 
@@ -162,8 +162,8 @@ class Control:
 class Admin:
     """The RPCs of whoever runs the server."""
 
-    def __init__(self, namespaces: Namespaces, config: Config, drain: Callable[[], None]) -> None:
-        self._namespaces, self._config, self._drain = namespaces, config, drain
+    def __init__(self, namespaces: Namespaces, config: Config, tiers: Tiers, drain: Callable[[], None]) -> None:
+        self._namespaces, self._config, self._tiers, self._drain = namespaces, config, tiers, drain
 
     def methods(self) -> Methods:
         """Name in the protocol → function and request."""
@@ -172,6 +172,7 @@ class Admin:
             "ClearAll": (self.clear_all, pb.ClearAllRequest),
             "SetQuota": (self.set_quota, pb.SetQuotaRequest),
             "GetConfig": (self.get_config, pb.GetConfigRequest),
+            **self._tiers.methods(),
         }
 
     def drain(self, caller: Caller, request: pb.DrainRequest, _: grpc.ServicerContext) -> Message:

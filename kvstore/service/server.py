@@ -18,12 +18,13 @@ from kvstore.config import Config
 from kvstore.errors import LimitExceeded
 from kvstore.service.attaching import Attaching
 from kvstore.service.bulk import Bulk
-from kvstore.service.calls import Calls, Door, refuse
-from kvstore.service.control import Admin, Control, Methods
+from kvstore.service.calls import Calls, Door, Methods, refuse
+from kvstore.service.control import Admin, Control
 from kvstore.service.endpoints import add_tcp, add_unix
 from kvstore.service.identity import Gatekeeper
 from kvstore.service.limits import MESSAGE_NBYTES_MAX, Held, Limits
 from kvstore.service.namespaces import Namespaces
+from kvstore.service.tiers import Tiers
 from kvstore.service.watches import Watches
 from kvstore.store import BlockStore
 from kvstore.v1 import kvstore_pb2 as pb
@@ -32,6 +33,7 @@ log = logging.getLogger("kvstore.service")
 
 REFLECTIONS_MAX = 2  # of the threads that are left for calls that hold nothing
 STORE, ADMIN = "kvstore.v1.KVStore", "kvstore.v1.Admin"
+TIERS = "kvstore.v1.tiers"  # of the health service alone: whether no tier is detached
 OPTIONS = (
     ("grpc.max_send_message_length", -1),  # what is sent is cut by us
     ("grpc.max_receive_message_length", MESSAGE_NBYTES_MAX),
@@ -74,7 +76,8 @@ class Server:
         self._store, self._config = store, config
         self.attaching: Attaching | None = None
         self.control = Control(store, self._namespaces, self.limits, self.held, version)
-        self._admin = Admin(self._namespaces, config, on_drain)
+        tiers = Tiers(store, self.limits, self.held, self._say_tiers)
+        self._admin = Admin(self._namespaces, config, tiers, on_drain)
         self._bulk = Bulk(self._namespaces, self.limits, self.held)
         self._watches = Watches(store.feed, self._namespaces, self.gatekeeper, self._door, self.held)
         self._health = health.HealthServicer(experimental_non_blocking=True)
@@ -105,8 +108,12 @@ class Server:
         self._say(health_pb2.HealthCheckResponse.NOT_SERVING)
 
     def _say(self, status: health_pb2.HealthCheckResponse.ServingStatus.ValueType) -> None:
-        for name in ("", STORE, ADMIN):
+        for name in ("", STORE, ADMIN, TIERS):
             self._health.set(name, status)
+
+    def _say_tiers(self, has_all: bool) -> None:
+        status = health_pb2.HealthCheckResponse
+        self._health.set(TIERS, status.SERVING if has_all else status.NOT_SERVING)
 
     def start(self) -> None:
         """Listen and serve. Errors: ConfigInvalid for an address that must not be used so, Unavailable if it is taken;

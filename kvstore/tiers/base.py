@@ -122,6 +122,10 @@ class DurableTier(Tier, Protocol):
     def num_dropped(self) -> int:
         """Blocks, or whole records of them, that an earlier run left and that cannot be used. After recover."""
 
+    @property
+    def is_released(self) -> bool:
+        """Whether a closed tier has let go of its files; else it does when its device answers."""
+
     def namespaces(self) -> dict[int, str]:
         """Canonical texts of the namespaces that an earlier run remembered, by number."""
 

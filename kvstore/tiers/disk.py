@@ -73,6 +73,7 @@ class DiskTier:
         self._clock_us, self._time_s = clock_us, time_s
         self._lock = threading.Lock()  # guards the table and what is declared below
         self._closed = False
+        self.is_released = False  # every file and the lock are closed
         self._adopted = False
         self._recovered: list[Places] = []  # until adopt()
         self._writing: set[Future[Outcomes]] = set()
@@ -248,6 +249,7 @@ class DiskTier:
         self._manifest.close()
         self._files.close()
         self._folder.close()
+        self.is_released = True
 
     def recover(self) -> Iterator[tuple[Places, Entries, NDArray[np.uint32]]]:
         """What the folder held when it was opened, in the order it was written, one segment at a time:

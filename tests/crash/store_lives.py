@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 import kvstore
+from kvstore.errors import TierRefused
 from kvstore.tiers.disk import DiskTier
 from kvstore.workload import fill_payloads, require_payloads
 
@@ -50,6 +51,7 @@ class Promises:
     kept: dict[Chain, int] = field(default_factory=dict)  # these have to be there
     removed: dict[Chain, int] = field(default_factory=dict)  # nothing from here on may be there
     num_flushes: int = 0
+    num_swaps: int = 0  # times that the disk tier had left when it was to come back
     num_carried: int = 0  # blocks, by the last flush
     num_evicted: int = 0
 
@@ -71,6 +73,8 @@ class Promises:
                 chain, depth = (numbers[0], numbers[1]), numbers[2]
                 asked[chain] = min(depth, asked.get(chain, depth))
                 self.kept[chain] = min(depth, self.kept.get(chain, 0))
+            elif verb in ("leave", "come"):
+                self.num_swaps += verb == "come"
             elif verb == "clear":
                 for chain in [chain for chain in self.stored_max if chain[0] == numbers[0]]:
                     asked[chain] = self.kept[chain] = 0
@@ -136,9 +140,9 @@ class Life(Session):
         os.write(self._log, json.dumps(words).encode() + b"\n")
 
     def run(self) -> None:
-        verbs = [self.put, self.extend, self.get, self.lease, self.remove, self.clear, self.flush]
+        verbs = [self.put, self.extend, self.get, self.lease, self.remove, self.clear, self.flush, self.swap]
         while True:
-            self._rng.choices(verbs, weights=[8, 4, 4, 4, 5, 0.3, 3])[0]()
+            self._rng.choices(verbs, weights=[8, 4, 4, 4, 5, 0.3, 3, 1])[0]()
 
     def put(self) -> None:
         chain = (self._rng.randrange(len(BLOCK_NBYTES)), self._next)
@@ -211,6 +215,22 @@ class Life(Session):
             self._kept = dict(found) if self._roomy else {}
             self._there = {chain: length for chain, length in found.items() if length}
 
+    def swap(self) -> None:
+        """The disk tier leaves and comes back; what was flushed is there, less what was removed meanwhile."""
+        self.flush()
+        self.tell("leave")
+        try:
+            self.store.detach_tier("disk", FLUSH_MS)
+        except TierRefused:
+            assert not self._roomy
+            return
+        for verb in self._rng.choices([self.put, self.extend, self.remove, self.clear], [4, 4, 4, 0.3], k=3):
+            verb()
+        self.tell("come")
+        self.store.attach_tier("disk")
+        lost = {chain for chain, length in self._kept.items() if self.length(chain) < length}
+        assert not lost, f"{lost} did not come back"
+
 
 def audit(folder: Path, kind: str, promises: Promises) -> dict[Chain, int]:
     """Everything that must be true of a folder after a life: what is there, by chain."""
@@ -280,7 +300,7 @@ class Lives:
         self._folder, self.kind = folder, kind
         self._there: dict[Chain, int] = {}
         self._removed: dict[Chain, int] = {}
-        self.counts = dict.fromkeys(("flushes", "kept", "removed", "carried", "evicted"), 0)
+        self.counts = dict.fromkeys(("flushes", "swaps", "kept", "removed", "carried", "evicted"), 0)
 
     def live_and_die(self, rng: random.Random) -> None:
         log, report = self._folder.with_suffix(".log"), self._folder.with_suffix(".json")
@@ -309,6 +329,7 @@ class Lives:
         self._removed = dict(list(promises.removed.items())[-REMOVED_MAX:])
         for what, num in (
             ("flushes", promises.num_flushes),
+            ("swaps", promises.num_swaps),
             ("kept", sum(promises.kept.values())),
             ("removed", len(promises.removed)),
             ("carried", promises.num_carried),

@@ -41,6 +41,6 @@ def test_a_store_that_is_killed_keeps_what_it_promised(tmp_path: Path) -> None:
     print(lives.stdout)
     for line in lives.stdout.splitlines():
         kind, counts = json.loads(line)
-        wanted = {"flushes", "kept", "removed"} | ({"carried", "evicted"} if kind == "tight" else set())
+        wanted = {"flushes", "swaps", "kept", "removed"} | ({"carried", "evicted"} if kind == "tight" else set())
         empty = {what for what in wanted if counts[what] == 0}
         assert not empty, f"the {kind} folder saw nothing {empty}"

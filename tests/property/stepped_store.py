@@ -139,6 +139,7 @@ class HeldDiskTier(HeldTier):
     """The same, durable."""
 
     num_dropped = 0
+    is_released = True
 
     def namespaces(self) -> dict[int, str]:
         return dict(self._inner.namespaces())

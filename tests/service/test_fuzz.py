@@ -52,6 +52,7 @@ def good_message(method: Any, handle: int, keys: bytes) -> bytes:
         return kind(header=pb.WriteHeader(namespace=handle, keys=keys)).SerializeToString()
     names = {field.name for field in kind.DESCRIPTOR.fields}
     values: dict[str, Any] = {"namespace": handle, "namespaces": [handle], "keys": keys, "deadline_ms": 5.0}
+    values |= {"tier": "disk", "force": True}
     return kind(**{name: value for name, value in values.items() if name in names}).SerializeToString()
 
 
@@ -79,7 +80,10 @@ def send(channel: grpc.Channel, service: str, method: Any, messages: list[bytes]
 @pytest.mark.parametrize(("service", "method"), METHODS, ids=lambda value: getattr(value, "name", None))
 def test_any_bytes_get_a_named_error_and_leave_nothing_behind(tmp_path: Path, service: str, method: Any):
     with ExitStack() as stack:
-        way: Way = open_way("remote", tmp_path, stack)
+        disk = {"nbytes": "16 MiB", "path": str(tmp_path / "disk")} if "Tier" in method.name else {"nbytes": 0}
+        way: Way = open_way("remote", tmp_path, stack, disk=disk)
+        if method.name == "AttachTier":
+            way.inner.detach_tier("disk")
         ns = way.store.namespace(make_spec())
         keys = put_chain(ns, 3)
         seed = int.from_bytes(os.urandom(4), "little")

@@ -195,7 +195,7 @@ class Client:
         blocks = space.payload(keys[start:], shard)
         result = space.handle.put(keys, blocks, start=start, shard=shard, deadline_ms=deadline_ms)
         self._in_time(began_us, world.put_wait_ms if deadline_ms is None else deadline_ms)
-        if space.quota_blocks and result.stored:
+        if space.quota_blocks and result.stored and not world.has_returned:
             num_blocks = world.store.index.num_blocks(space.handle.number)
             assert num_blocks <= space.quota_blocks, f"{num_blocks} blocks, over the quota"
         assert result.stored + result.present + len(result.rejected) <= len(keys)
@@ -267,6 +267,7 @@ class Client:
         space = self._space()
         keys = self._rng.choice(space.prompts)
         if self._rng.random() < 0.1:
+            self._world.clearing()
             space.handle.clear()
             return
         first = self._rng.randrange(len(keys))

@@ -302,6 +302,10 @@ class SimFar:
 
     num_dropped = 0
 
+    @property
+    def is_released(self) -> bool:
+        return self.dead
+
     def namespaces(self) -> dict[int, str]:
         return dict(self._medium.names)
 
@@ -332,6 +336,8 @@ class SimFar:
         assert not self._adopted
         self._table.adopt(places, -(-nbytes.astype(np.int64) // 4096))
         self._adopted = True
+        rest = self._medium.rows.keys() - set(places.tolist())
+        self._journal("forget", [place for place in rest if self._table.holds_blocks(place // PLACES_PER_SEGMENT)])
         self._clean()
 
     # ---- what the world does to it ----

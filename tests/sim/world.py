@@ -22,6 +22,7 @@ from kvstore._core import index as core
 from kvstore._core import walk
 from kvstore._core.index import Index
 from kvstore._core.lease import LeaseTable
+from kvstore.errors import TierRefused
 from kvstore.mover import Mover
 from kvstore.store import BlockStore
 from kvstore.tiers.base import PLACE_NBYTES
@@ -84,6 +85,11 @@ class World:
         self._leaving: bytes | None = None  # being asked away
         self._removed: set[bytes] = set()  # asked away, and not put again
         self._forgotten: set[bytes] = set()  # of these, those before the last flush: a restart may not bring them back
+        self._tier_rng = Random(f"tier of {seed}")
+        self._restlessness = self._tier_rng.choice((0.0, 0.03, 0.2))  # how often the far tier is taken away or comes
+        self.has_returned = False  # a tier has brought blocks, perhaps more than a quota allows before the next put
+        self._promised: dict[bytes, Space] = {}  # durable when the tier was detached,
+        self._away: dict[bytes, Space] = {}  # and of these, what nobody may have removed since
         self.futures_left = 0
         self._boot()
         for space in self.spaces:
@@ -113,9 +119,61 @@ class World:
             reservation_ttl_ms=shape.ttl_ms,
             put_wait_ms=shape.put_wait_ms,
         )
+        self.store.attachment.reopen = self._reopen
         for space in self.spaces:
             slot = -(-space.spec.block_nbytes // PLACE_NBYTES) * PLACE_NBYTES
             space.handle = self.store.namespace(space.spec, quota_nbytes=space.quota_blocks * slot)
+
+    def _reopen(self) -> SimFar:
+        self.far = SimFar(self.clock, Random(self._tier_rng.random()), self.medium, self.faults, self.note)
+        return self.far
+
+    # ---- the far tier comes and goes ----
+
+    def detach(self) -> None:
+        """Take the far tier away, perhaps by force, perhaps while others act."""
+        rng = self._tier_rng
+        force, deadline_ms = rng.random() < 0.3, rng.choice((0, 20, 5_000, 60_000))
+        self._quiet = is_alone = rng.random() < 0.5
+        if is_alone:
+            self.flush(5_000)
+        expected, usage = dict(self._durable), self.far.usage()
+        began_us = self.clock.now_us()
+        try:
+            answer = self.store.detach_tier("far", deadline_ms, force=force)
+        except TierRefused as error:
+            self.note(f"detach force={force}: {error}")
+            assert not force and self.store.far is self.far
+            return
+        finally:
+            assert self.clock.now_us() - began_us <= deadline_ms * 1000 + 2, "detach missed its deadline"
+        self.note(f"detach force={force}: {answer}, {len(expected)} promised")
+        assert answer.released and self.store.far is None and not self.store.index.counts()["far"]
+        rows = {row["key"].tobytes() for row in self.medium.rows.values()}
+        has_room = usage.used_nbytes + self.shape.near_nbytes < usage.capacity_nbytes
+        if is_alone and has_room and not force:
+            assert expected.keys() <= rows, "the files have lost what was durable"
+        self._away = {key: space for key, space in expected.items() if is_alone and key in rows}
+        self._promised = dict(self._away)
+        self._keep_track()
+
+    def attach(self) -> None:
+        """The tier comes back with everything but what was removed."""
+        self._quiet = self._tier_rng.random() < 0.5
+        self._keep_track()
+        removed = set(self._removed) if self._quiet else set()
+        self.has_returned = True
+        answer = self.store.attach_tier("far")
+        self.note(f"attach: {answer}, {len(self._away)} promised, {len(removed)} removed")
+        index = self.store.index
+        for key in removed:
+            assert index.find(key)[0] == core.NONE, f"removed block {key.hex()} came back with the tier"
+        if self._quiet and self.shape.entries_max == 4096:
+            for key in self._away:
+                assert index.find(key)[0] != core.NONE, f"durable block {key.hex()} did not come back with the tier"
+        if self._quiet:
+            self._durable |= self._away
+        self._away = {}
 
     def _dismiss(self) -> None:
         """Everybody lets go of everything."""
@@ -131,8 +189,10 @@ class World:
         self._dismiss()
         for client in self.clients:
             client.futures.clear()  # died with the process
+        expected = self._durable | (self._promised if self.store.far is None else {})
         self._boot()
-        self._check_return(self._durable)
+        self._check_return(expected)
+        self._promised, self._away = {}, {}
         self._quiet = before
 
     def restart(self) -> None:
@@ -140,6 +200,7 @@ class World:
         self.note("restart")
         self._quiet, before = True, self._quiet
         self._dismiss()
+        self._promised, self._away = {}, {}
         for client in self.clients:
             client.prefetch(None)
         self.store.close(flush_ms=self._rng.choice((0, 1_000, 60_000)))
@@ -179,6 +240,10 @@ class World:
         """One event of the world's own choice."""
         dice = self._rng.random()
         self._quiet = False
+        if self._tier_rng.random() < self._restlessness:
+            (self.detach if self.store.far is not None else self.attach)()
+            self.audit()
+            self._quiet = False
         if dice < 0.75:
             self._rng.choice(self.clients).act(blocking=True)
         elif dice < 0.93:
@@ -255,9 +320,17 @@ class World:
     def removing(self, key: bytes) -> None:
         """A client is about to ask this block away. Rows that an eviction left behind may bring it back, others not."""
         index = self.store.index
+        if self.store.far is None:  # whatever the files have of it
+            self._away.clear()  # it, and who knows what extends it
+            self._leaving = key
+            return
         ids = index.find(key)
         far = int(index.describe(ids)[1][0]) if ids[0] != core.NONE else core.NONE
         self._leaving = key if far != core.NONE and self.far.copies(key) <= {far} else None
+
+    def clearing(self) -> None:
+        """A client is about to remove all blocks of a namespace."""
+        self._away.clear()
 
     def _note_removal(self) -> None:
         if self._leaving is not None and self.store.index.find(self._leaving)[0] == core.NONE:
@@ -278,7 +351,7 @@ class World:
         carry_ = mover._carry
         if carry_ is not None and carry_._writing is not None:
             under_way += len(carry_._new) * mover.sizes[carry_._ns].slot_nbytes
-        used = self.far.usage().used_nbytes
+        used = self.far.usage().used_nbytes if self.store.far is not None else 0
         assert used == index.far_nbytes + under_way, f"far {used} != {index.far_nbytes} + {under_way}"
         assert mover._backlog.num_blocks == sum(
             len(dirty.ids) for dirty in (*mover._backlog._waiting, *mover._backlog._failed)
@@ -302,6 +375,8 @@ class World:
         self._quiet = True
         self.faults.calm()
         self.far.recuperate()
+        self.attach()
+        self._quiet = True
         self._dismiss()
         self.clock.advance(60_000_000)
         self._flush_at_last()

@@ -12,7 +12,7 @@ BANNED: dict[str, tuple[tuple[str, ...], str]] = {
     "time.monotonic_ns": (("clock", "replay", "tiers.base", "tiers.disk_io"), "take a Clock"),
     "time.perf_counter": ((), "take a Clock"),
     "time.perf_counter_ns": (("caller",), "take a Clock"),
-    "time.sleep": (("mover", "replay"), "wait for a future or an event"),
+    "time.sleep": (("replay", "stepper"), "wait for a future or an event"),
     "datetime": ((), "take a Clock"),
     "random": ((), "take a seed"),
     "secrets": ((), "os.urandom"),

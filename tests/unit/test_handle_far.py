@@ -55,6 +55,38 @@ def test_prefetch_of_a_store_that_closes_ends():
         future.result(0)
 
 
+def test_a_get_copies_no_more_than_there_was_when_it_began():
+    """While it waits its prefix is removed, and a longer one put."""
+
+    class MeddlingClock(FakeClock):
+        meddle = staticmethod(lambda: None)
+
+        def wait(self, future, timeout_us):
+            meddle, self.meddle = self.meddle, lambda: None
+            meddle()
+            return super().wait(future, timeout_us)
+
+    clock, far = MeddlingClock(), ObedientTier(64 * BLOCK)
+    store = make_store(8, far, clock=clock)
+    ns = store.namespace(make_spec())
+    keys = chain(ns, 5, prompt=1)
+    put_chain(ns, 3, prompt=1)
+    settle(store)
+    put_chain(ns, 8, prompt=2)
+    settle(store)
+    assert ns.match(keys).by_tier == {"far": 3}
+    far.holding = True
+
+    def meddle():
+        ns.remove(keys[:1])
+        assert ns.put(keys, payload(keys)).stored == 5
+        far.let_go()
+
+    clock.meddle = meddle
+    num_blocks, out = ns.get(keys, deadline_ms=1_000)
+    assert num_blocks == len(out) == 3 and all_right(keys[:3], list(out))
+
+
 # ---- leases that wait ----
 
 

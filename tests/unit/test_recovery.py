@@ -29,6 +29,7 @@ class Remembering(MemoryTier):
 
     block_nbytes_max = 1 << 30
     num_dropped = 0
+    is_released = True
 
     def __init__(self, parts: list[tuple[Places, Entries, Any]], texts: dict[int, str]) -> None:
         super().__init__(1 << 30, "far")

@@ -140,7 +140,7 @@ def test_stats_have_all_their_names():
     stats = make_store(far=ObedientTier(64 * BLOCK)).stats()
     assert stats.keys() == {"lookups", "traffic", "tiers", "index", "mover", "namespaces"}
     assert {part: set(stats[part]) for part in STATS} == STATS
-    assert set(stats["tiers"]["far"]) == TIER_STATS
+    assert set(stats["tiers"]["far"]) == TIER_STATS | {"attached"}
     assert set(stats["tiers"]["host"]) == TIER_STATS | {"page_kind", "prefaulted_nbytes"}
 
 

@@ -42,6 +42,7 @@ cdef extern from "put.h" nogil:
         int why
     int kv_put_create(kv_put *put, kv_index *index, kv_slots *slots, uint64_t near_nbytes, uint32_t queue_blocks)
     void kv_put_destroy(kv_put *put)
+    void kv_put_set_far(kv_put *put, int has_far)
     int kv_put_reserve(kv_put *put, kv_table *table, const kv_wish *wish, kv_grant *grant)
     uint32_t kv_put_commit(kv_put *put, const uint32_t *ids, uint32_t num_ids, uint32_t shard)
     void kv_put_abandon(kv_put *put, const uint32_t *ids, uint32_t num_ids, uint32_t shard)

@@ -31,7 +31,7 @@ cdef class PutPath:
                   bint has_far):
         if kv_put_create(&self._put, &index._index, &arena._slots, near_nbytes, queue_blocks) < 0:
             raise MemoryError
-        self._put.has_far = has_far
+        kv_put_set_far(&self._put, has_far)
         self._index, self._arena = index, arena
 
     def __dealloc__(self):
@@ -39,6 +39,10 @@ cdef class PutPath:
         PyMem_Free(self._plan)
         PyMem_Free(self._ids)
         PyMem_Free(self._places)
+
+    def set_far(self, bint has_far):
+        """From now on there is a far tier, or none. The caller holds the store's lock."""
+        kv_put_set_far(&self._put, has_far)
 
     cdef int _make_scratch(self, uint32_t num_keys) except -1:
         cdef void *plan

@@ -136,6 +136,14 @@ cdef extern from "adopt.h" nogil:
         kv_column places
         kv_column checksums
     int kv_index_adopt_all(kv_index *index, const kv_found *found, uint32_t *ids)
+    void kv_index_rejoin(kv_index *index, const kv_found *found, uint32_t *ids)
+
+cdef extern from "leave.h" nogil:
+    void kv_leave_lose(kv_index *index, const uint32_t *ids, uint32_t num_ids)
+    uint32_t kv_leave_take_removed(kv_index *index, uint32_t *places, uint16_t *ns, uint32_t max)
+    void kv_leave_relist(kv_index *index, const uint32_t *ids, const uint64_t *words, const uint32_t *accesses,
+                         uint32_t num_ids)
+    uint32_t kv_leave_walk_unwritten(const kv_index *index, kv_walk *walk, uint32_t *ids)
 
 cdef extern from "policy.h" nogil:
     ctypedef struct kv_policy:
