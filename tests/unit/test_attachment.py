@@ -61,9 +61,7 @@ def test_near_blocks_stay_and_far_ones_are_missed_until_the_tier_is_back(store, 
 def test_a_detach_and_an_attach_may_be_repeated(store):
     assert store.detach_tier("disk").released and store.detach_tier("disk") == (True, 0)
     put_chain(store.namespace(make_spec()), 2)
-    store.attach_tier("disk")
-    assert store.flush(60_000)
-    assert store.attach_tier("disk") == (2, 0)
+    assert store.attach_tier("disk") and store.flush(60_000) and store.attach_tier("disk") == (2, 0)
 
 
 def test_while_it_is_detached_the_store_is_one_of_memory_that_promises_nothing(store):
@@ -77,8 +75,7 @@ def test_while_it_is_detached_the_store_is_one_of_memory_that_promises_nothing(s
     disk = stats["tiers"]["disk"]
     assert (disk["attached"], disk["healthy"], disk["reason"], disk["blocks"]) == (False, False, "detached", 0)
     assert stats["mover"]["queued_blocks"] == 0 and stats["mover"]["skipped_writes"] == 0
-    store.attach_tier("disk")
-    assert store.stats()["tiers"]["disk"]["attached"] is True
+    assert store.attach_tier("disk") and store.stats()["tiers"]["disk"]["attached"] is True
     assert store.flush(60_000) and ns.make_durable(chain(ns, 20, 5), 60_000)
 
 
