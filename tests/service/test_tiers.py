@@ -113,7 +113,7 @@ def test_health_metrics_and_probes_say_that_it_is_detached(tmp_path):
         store = stack.enter_context(kvstore.connect(f"unix:{tmp_path / 's'}"))
         channel = stack.enter_context(grpc.insecure_channel(f"unix:{tmp_path / 's'}"))
         metrics = Metrics()
-        metrics.watch(lambda: server.stats(inner))
+        metrics.watch(lambda: server.stats())
         probes = Probes(metrics)
         probes.set_ready(True, lambda: without_tier(inner))
 
