@@ -11,9 +11,14 @@ py_cold; vs_rpc_c: than c_cold.
 
 reserve_commit: two messages to the daemon, a reservation of 64 new blocks and its commit, while there is room; the
 ceiling is a ping-pong of messages of the same sizes in C. reserve_commit_full: likewise in a full store, which evicts
-64 blocks for it. room_commit: the same by `with ns.reserve(keys) as room: room.commit()`. reserve_commit_busy: p99
-while the daemon's interpreter is busy, beside the p99 while it is not, rounds in turn. The load is one process with the
-lowest priority that asks for statistics, one call after the other: nearly all of such a call is Python of the daemon.
+64 blocks for it. room_commit: the same by `with ns.reserve(keys) as room: room.commit()`.
+
+reserve_commit_busy: p99 while the daemon's interpreter is busy, beside the p99 while it is not, in turn; medians of the
+p99 of the rounds, so that a round falls out in which a neighbour took the core. The load is one process that asks for
+statistics, one call after the other: nearly all of such a call is Python of the daemon. The daemon's other threads and
+the load have a core, the daemon's thread behind the socket and this one another. reserve_commit_crowded: the same with
+all of them on all cores, the load at the lowest priority; where there are two cores, most of what is added is that this
+thread waits for one.
 
 get_64x2m, put_64x2m: rates of whole calls with 64 blocks of 2 MiB. Of the CPU time of the calling thread and, because a
 put has work done there, of the daemon. The ceiling is one contiguous copy of as many bytes between memory of the caller
@@ -25,6 +30,7 @@ views: as bench/store.py has it, of the daemon's memory.
 
 from __future__ import annotations
 
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -184,7 +190,8 @@ class Reservations(Attached):
 
     def __init__(self, found: peers.Daemon, rng: np.random.Generator) -> None:
         super().__init__(found, 1)
-        self.rng = rng
+        self.rng, self.daemon_clock = rng, peers.cpu_clock(found.pid)
+        self.shares: list[float] = []  # of a core that the daemon took while it was busy
 
     def messages(self, keys: Keys) -> None:
         """The two messages alone."""
@@ -208,12 +215,27 @@ class Reservations(Attached):
         self.by_calls.clear()
         return self.round(way, num)
 
+    def busy(self, way: str, num: int, load: peers.Load) -> Times:
+        """As `emptied`, with the load on."""
+        load.on()
+        began = time.perf_counter(), time.clock_gettime(self.daemon_clock)
+        found = self.emptied(way, num)
+        ended = time.perf_counter(), time.clock_gettime(self.daemon_clock)
+        load.off()
+        self.shares.append((ended[1] - began[1]) / (ended[0] - began[0]))
+        return found
+
+
+def beside_idle(case: str, times: dict[str, list[Times]], detail: str) -> Result:
+    """The p99 of busy rounds beside that of idle ones, in us: medians of the rounds."""
+    idle, busy = (float(np.median(np.percentile(times[name], 99, axis=1))) for name in ("idle", "busy"))
+    p50, runs = float(np.median(times["busy"])), np.size(times["busy"])
+    return Result("attach", case, busy, "us", idle, "idle p99", p50=p50, p99=busy, runs=runs, detail=detail)
+
 
 def reservation_cases(quick: bool) -> Iterator[Result]:
     rng = np.random.default_rng(SEED)
     num, num_rounds = (50, 1) if quick else (500, 20)
-    times: dict[str, list[Times]] = {name: [] for name in ("idle", "room", "busy", "full", "ping")}
-    shares: list[tuple[float, float]] = []
     nbytes = (num + 50) * stored.CHAIN_BLOCKS * stored.PLACE_NBYTES
     with (
         peers.answering() as fd,
@@ -223,39 +245,41 @@ def reservation_cases(quick: bool) -> Iterator[Result]:
     ):
         one, full = Reservations(found, rng), Reservations(crowded, rng)
         full.round("messages", 100)
-        clocks = [peers.cpu_clock(pid) for pid in (found.pid, load.pid)]
-        for _ in range(num_rounds):
-            for name in rng.permutation(list(times)):
-                if name == "ping":
-                    times[name].append(clocked.pings(fd, num, [RESERVE, COMMIT]) / 1000)
-                elif name == "full":
-                    times[name].append(full.round("messages", num))
-                elif name == "busy":
-                    load.on()
-                    began = [time.perf_counter(), *map(time.clock_gettime, clocks)]
-                    times[name].append(one.emptied("messages", num))
-                    ended = [time.perf_counter(), *map(time.clock_gettime, clocks)]
-                    load.off()
-                    wall, daemon, loading = np.subtract(ended, began)
-                    shares.append((daemon / wall, loading / wall))
-                else:
-                    times[name].append(one.emptied("room" if name == "room" else "messages", num))
+        parts: dict[str, Callable[[], Times]] = {
+            "idle": lambda: one.emptied("messages", num),
+            "busy": lambda: one.busy("messages", num, load),
+            "room": lambda: one.emptied("room", num),
+            "full": lambda: full.round("messages", num),
+            "ping": lambda: clocked.pings(fd, num, [RESERVE, COMMIT]) / 1000,
+        }
+        times = rounds(parts, num_rounds, rng)
+        cores = os.sched_getaffinity(0)
+        peers.keep_apart(found, load)
+        try:
+            apart = rounds({name: parts[name] for name in ("idle", "busy")}, num_rounds, rng)
+        finally:
+            os.sched_setaffinity(0, cores)
         one.close()
         full.close()
-    found_times = {name: np.concatenate(parts) for name, parts in times.items()}
-    ping = float(np.median(found_times["ping"])), "ping-pong, same sizes"
-    yield time_result("attach", "reserve_commit", found_times["idle"], "us", ping, "two messages")
-    yield time_result("attach", "reserve_commit_full", found_times["full"], "us", ping, "and 64 evictions")
-    yield time_result("attach", "room_commit", found_times["room"], "us", ping, "with ns.reserve(keys)")
-    idle_p99, busy_p50, busy_p99 = (
-        float(np.percentile(found_times[name], part)) for name, part in (("idle", 99), ("busy", 50), ("busy", 99))
-    )
-    daemon, loading = np.median(shares, axis=0) * 100
-    detail = f"p99 against p99; daemon {daemon:.0f} %, load {loading:.0f} % of a core"
-    yield Result(
-        "attach", "reserve_commit_busy", busy_p99, "us", idle_p99, "idle p99",
-        p50=busy_p50, p99=busy_p99, runs=found_times["busy"].size, detail=detail,
-    )  # fmt: skip
+    ping = float(np.median(times["ping"])), "ping-pong, same sizes"
+    for case, name, detail in (
+        ("reserve_commit", "idle", "two messages"),
+        ("reserve_commit_full", "full", "and 64 evictions"),
+        ("room_commit", "room", "with ns.reserve(keys)"),
+    ):
+        yield time_result("attach", case, np.concatenate(times[name]), "us", ping, detail)
+    shares = [f"daemon {100 * np.median(part):.0f} %" for part in (one.shares[num_rounds:], one.shares[:num_rounds])]
+    yield beside_idle("reserve_commit_busy", apart, f"the interpreter has a core; {shares[0]}")
+    yield beside_idle("reserve_commit_crowded", times, f"all on all cores; {shares[1]}")
+
+
+def rounds(parts: dict[str, Callable[[], Times]], num_rounds: int, rng: np.random.Generator) -> dict[str, list[Times]]:
+    """The times of every part, round by round, each round in another order."""
+    times: dict[str, list[Times]] = {name: [] for name in parts}
+    for _ in range(num_rounds):
+        for name in rng.permutation(list(parts)):
+            times[name].append(parts[name]())
+    return times
 
 
 # ---- copies ----

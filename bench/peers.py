@@ -29,6 +29,7 @@ METHODS = "bench.Bare"
 THREADS = 32
 OPTIONS = (("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1))
 READY = "ready"
+ATTACH_THREAD = "kvstore-attach"  # csrc/c/attach.c
 
 
 def echo(request: bytes, _: grpc.ServicerContext) -> bytes:
@@ -150,6 +151,18 @@ class Daemon:
 
     target: str
     pid: int
+
+
+def keep_apart(daemon: Daemon, load: Load) -> None:
+    """Give one core to this thread and the daemon's thread behind the attach socket, the others to the daemon's other
+    threads and to the load. Where there is one core only, nothing."""
+    cores = os.sched_getaffinity(0)
+    first = {min(cores)}
+    for pid in (daemon.pid, load.pid):
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            is_ours = (thread / "comm").read_text().strip() == ATTACH_THREAD
+            os.sched_setaffinity(int(thread.name), first if is_ours else cores - first or cores)
+    os.sched_setaffinity(0, first)
 
 
 @contextmanager

@@ -33,13 +33,12 @@ class Space:
     """As far as an attachment lives; `number` and `seed` are of one life of the daemon."""
 
     def __init__(self, attachment: Attachment, number: int, seed: bytes, spec: NamespaceSpec) -> None:
-        self.attachment, self.number, self.spec = attachment, number, spec
-        self._seed = seed
-        self._arena = attachment.arena
+        self.attachment, self.number, self.seed, self.spec = attachment, number, seed, spec
+        self.leases, self._arena = attachment.leases, attachment.arena
 
     def known_by(self, keys: Keys) -> Keys:
         """What the daemon's index knows the caller's keys by: a tenant's are mixed with the tenant."""
-        return hashing.mix_keys(self._seed, keys) if self._seed else keys
+        return hashing.mix_keys(self.seed, keys) if self.seed else keys
 
     # ---- what Lease asks for ----
 
@@ -118,7 +117,7 @@ class Reserved:
 
     def hold(self, ids: Ids) -> Grip:
         """Leases on the blocks, whatever becomes of the reservation. Errors: LimitExceeded."""
-        return self._space.attachment.leases.hold(ids)
+        return self._space.leases.hold(ids)
 
     def commit(self, ids: Ids, shard: int) -> int:
         """Make the blocks count; how many had been undone before. Errors: LeaseExpired when the daemon has gone."""
