@@ -14,7 +14,7 @@ MODULES = {
     "arena": ["memory", "slots"],
     "index": ["index", "adopt", "lru", "evict", "moves", "removal", "walk", "audit"],
     "attach": [
-        *("attach", "attach_session", "shared", "wake"),
+        *("attach", "attach_session", "shared"),
         *("put", "index", "lease", "lru", "evict", "removal", "walk", "slots"),
     ],
     "link": ["link", "shared", "index", "lease", "lru"],

@@ -10,7 +10,6 @@
 #include <unistd.h>
 
 #include "attach_session.h"
-#include "wake.h"
 
 #define EVENTS_MAX 64
 #define LOOK_MS 50        /* how often times are looked at */
@@ -259,7 +258,6 @@ static int is_stopping(kv_attach *attach) {
 void kv_attach_serve(kv_attach *attach) {
     struct epoll_event events[EVENTS_MAX];
     pthread_setname_np(pthread_self(), "kvstore-attach"); /* at most 15 characters */
-    kv_wake_soon();
     while (!is_stopping(attach)) {
         int num = epoll_wait(attach->epoll, events, EVENTS_MAX, LOOK_MS);
         for (int i = 0; i < num; i++) handle(attach, &events[i]);
