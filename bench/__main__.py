@@ -8,6 +8,7 @@
   evict         eviction and bookkeeping per block, and its metadata
   rpc           control calls to a daemon against a bare gRPC server
   stream        blocks to and from a daemon against a bare gRPC stream
+  attach        lookups, reservations and copies of an attached process against C, a socket and gRPC
   store         put and get through a whole store against a plain copy, and what a put costs beside it
 
 Example: python -m bench hash,copy --json

@@ -1,28 +1,35 @@
-"""Servers in processes of their own: the daemon, and a bare gRPC server that does nothing but gRPC.
+"""Servers in processes of their own: the daemon, and others to compare it with.
 
-`python -m bench.peers SOCKET` is the bare one: the same library, number of threads and message limits as the daemon,
-handlers that take and give bytes.
+`python -m bench.peers bare SOCKET` is a gRPC server that does nothing but gRPC: the same library, number of threads and
+message limits as the daemon, handlers that take and give bytes. `ping FD` answers on one end of a pair of sockets, in
+C. `load TARGET` is a client that keeps a daemon's Python threads busy: it asks for its statistics all the time.
 """
 
 from __future__ import annotations
 
 import os
+import signal
+import socket as sockets
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
 
 import kvstore
+from kvstore._core import clocked
 
 METHODS = "bench.Bare"
 THREADS = 32
 OPTIONS = (("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1))
 READY = "ready"
+ATTACH_THREAD = "kvstore-attach"  # csrc/c/attach.c
 
 
 def echo(request: bytes, _: grpc.ServicerContext) -> bytes:
@@ -73,7 +80,7 @@ def bare() -> Iterator[grpc.Channel]:
     """A channel to a bare server."""
     with tempfile.TemporaryDirectory(prefix="kvstore-bench-") as folder:
         socket = f"{folder}/s"
-        command = [sys.executable, "-m", "bench.peers", socket]
+        command = [sys.executable, "-m", "bench.peers", "bare", socket]
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None and process.stdin is not None
             assert process.stdout.readline().strip() == READY
@@ -83,29 +90,123 @@ def bare() -> Iterator[grpc.Channel]:
 
 
 @contextmanager
-def daemon(host_nbytes: int) -> Iterator[kvstore.BlockStore]:
-    """A client's store over a daemon with so much memory and no disk."""
+def answering() -> Iterator[int]:
+    """A socket of datagrams whose other end a process without Python in its way answers (clocked.pings)."""
+    ours, theirs = sockets.socketpair(sockets.AF_UNIX, sockets.SOCK_SEQPACKET)
+    command = [sys.executable, "-m", "bench.peers", "ping", str(theirs.fileno())]
+    with ours, subprocess.Popen(command, pass_fds=[theirs.fileno()]) as process:
+        theirs.close()
+        yield ours.fileno()
+        ours.close()
+        process.wait()
+
+
+def cpu_clock(pid: int) -> int:
+    """The clock of a process's CPU time, for time.clock_gettime (clock_getcpuclockid(3))."""
+    return ~pid << 3 | 2
+
+
+class Load:
+    """A process that asks a daemon for its statistics, one call after the other, while it is `on`."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+
+    def on(self) -> None:
+        """Go on, and be under way before this returns."""
+        os.kill(self.pid, signal.SIGCONT)
+        time.sleep(0.1)
+
+    def off(self) -> None:
+        """Stand still; the last answer has come to nothing before this returns."""
+        os.kill(self.pid, signal.SIGSTOP)
+        time.sleep(0.1)
+
+
+@contextmanager
+def load(target: str) -> Iterator[Load]:
+    """A Load that is off."""
+    command = [sys.executable, "-m", "bench.peers", "load", target]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline().strip() == READY
+        found = Load(process.pid)
+        found.off()
+        yield found
+        process.kill()
+
+
+def ask_always(target: str) -> None:
+    """The body of a Load: for ever. It comes last where cores are short: the daemon is to be busy, not the machine."""
+    os.nice(19)
+    with kvstore.connect(target, attach=False, timeout_ms=30_000) as store:
+        store.stats()
+        print(READY, flush=True)
+        while True:
+            store.stats()
+
+
+@dataclass(frozen=True, slots=True)
+class Daemon:
+    """Where a daemon answers, and which process it is."""
+
+    target: str
+    pid: int
+
+
+def keep_apart(daemon: Daemon, load: Load) -> None:
+    """Give one core to this thread and the daemon's thread behind the attach socket, the others to the daemon's other
+    threads and to the load. Where there is one core only, nothing."""
+    cores = os.sched_getaffinity(0)
+    first = {min(cores)}
+    for pid in (daemon.pid, load.pid):
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            is_ours = (thread / "comm").read_text().strip() == ATTACH_THREAD
+            os.sched_setaffinity(int(thread.name), first if is_ours else cores - first or cores)
+    os.sched_setaffinity(0, first)
+
+
+@contextmanager
+def serving(host_nbytes: int, **settings: str) -> Iterator[Daemon]:
+    """A daemon with so much memory and no disk; `settings` as environment variables without KVSTORE_."""
     with tempfile.TemporaryDirectory(prefix="kvstore-bench-") as folder:
         socket = Path(folder) / "run" / "s"
-        settings = {
-            "KVSTORE_HOST_NBYTES": str(host_nbytes),
-            "KVSTORE_HOST_PREFAULT": "now",
-            "KVSTORE_DISK_NBYTES": "0",
-            "KVSTORE_SERVE_SOCKET": str(socket),
-            "KVSTORE_SERVE_THREADS": str(THREADS),
+        defaults = {
+            "HOST_NBYTES": str(host_nbytes),
+            "HOST_PREFAULT": "now",
+            "DISK_NBYTES": "0",
+            "SERVE_SOCKET": str(socket),
+            "SERVE_THREADS": str(THREADS),
         }
+        environment = {f"KVSTORE_{name}": value for name, value in (defaults | settings).items()}
         command = [sys.executable, "-m", "kvstore", "serve"]
-        with subprocess.Popen(command, env=os.environ | settings, stderr=subprocess.PIPE, text=True) as process:
+        with subprocess.Popen(command, env=os.environ | environment, stderr=subprocess.PIPE, text=True) as process:
             assert process.stderr is not None
             for line in process.stderr:
                 if "serving;" in line:
                     break
             else:
                 raise RuntimeError("the daemon did not start")
-            with kvstore.connect(f"unix:{socket}", timeout_ms=30_000) as store:
-                yield store
-            process.terminate()
+            try:
+                yield Daemon(f"unix:{socket}", process.pid)
+            finally:
+                process.terminate()
 
+
+@contextmanager
+def daemon(host_nbytes: int) -> Iterator[kvstore.BlockStore]:
+    """A client's store over a daemon with so much memory and no disk, by calls alone."""
+    with (
+        serving(host_nbytes) as found,
+        kvstore.connect(found.target, attach=False, timeout_ms=30_000) as store,
+    ):
+        yield store
+
+
+ROLES: dict[str, Callable[[str], None]] = {
+    "bare": serve,
+    "ping": lambda fd: clocked.answer_pings(int(fd)),
+    "load": ask_always,
+}
 
 if __name__ == "__main__":
-    serve(sys.argv[1])
+    ROLES[sys.argv[1]](sys.argv[2])

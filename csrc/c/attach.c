@@ -298,6 +298,7 @@ static int is_stopping(kv_attach *attach) {
 
 void kv_attach_serve(kv_attach *attach) {
     struct epoll_event events[EVENTS_MAX];
+    pthread_setname_np(pthread_self(), "kvstore-attach"); /* at most 15 characters */
     while (!is_stopping(attach)) {
         int num = epoll_wait(attach->epoll, events, EVENTS_MAX, LOOK_MS);
         for (int i = 0; i < num; i++) handle(attach, &events[i]);

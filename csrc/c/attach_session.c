@@ -255,21 +255,30 @@ static int serve_open(kv_attach *attach, kv_client *client, ssize_t nbytes) {
 
 /* ---- reservations ---- */
 
-static kv_reservation *find_reservation(const kv_attach *attach, const kv_client *client, uint32_t number) {
-    for (uint32_t i = 0; i < attach->limits.reservations_max; i++)
-        if (client->reservations[i].number == number) return &client->reservations[i];
-    return NULL;
+/* The number says the slot, so that nobody looks through all of them. */
+static kv_reservation *slot_of(const kv_attach *attach, const kv_client *client, uint32_t number) {
+    return &client->reservations[number % attach->limits.reservations_max];
 }
 
-static uint32_t new_number(const kv_attach *attach, kv_client *client) {
-    do client->last_reservation++;
-    while (client->last_reservation == 0 || find_reservation(attach, client, client->last_reservation) != NULL);
-    return client->last_reservation;
+static kv_reservation *find_reservation(const kv_attach *attach, const kv_client *client, uint32_t number) {
+    kv_reservation *reservation = slot_of(attach, client, number);
+    return number != 0 && reservation->number == number ? reservation : NULL;
+}
+
+/* The next number whose slot is free; NULL when none is. */
+static kv_reservation *free_reservation(const kv_attach *attach, kv_client *client, uint32_t *number) {
+    for (uint32_t i = 0; i <= attach->limits.reservations_max; i++) {
+        if (++client->last_reservation == 0) client->last_reservation = 1;
+        *number = client->last_reservation;
+        if (slot_of(attach, client, *number)->number == 0) return slot_of(attach, client, *number);
+    }
+    return NULL;
 }
 
 /* Note what the client may write to from now on. NULL without memory: nothing is noted. */
 static kv_reservation *note(kv_attach *attach, kv_client *client, const kv_chain *chain, uint32_t num_mine) {
-    kv_reservation *reservation = find_reservation(attach, client, 0);
+    uint32_t number;
+    kv_reservation *reservation = free_reservation(attach, client, &number);
     uint32_t *ids = malloc(num_mine * sizeof(uint32_t));
     uint64_t *words = malloc(num_mine * sizeof(uint64_t));
     if (reservation == NULL || ids == NULL || words == NULL) {
@@ -277,7 +286,7 @@ static kv_reservation *note(kv_attach *attach, kv_client *client, const kv_chain
         free(words);
         return NULL;
     }
-    *reservation = (kv_reservation){.number = new_number(attach, client), .ns = (uint16_t)chain->ns,
+    *reservation = (kv_reservation){.number = number, .ns = (uint16_t)chain->ns,
                                     .shard = (uint8_t)chain->shard, .num_ids = num_mine, .ids = ids, .words = words};
     reservation->nbytes = num_mine * attach->index->namespaces[chain->ns].slot_nbytes;
     reservation->expires_us = kv_now_us() + (int64_t)attach->limits.reservation_ttl_ms * 1000;
@@ -430,8 +439,7 @@ static int serve_retry(kv_attach *attach, kv_client *client, ssize_t nbytes) {
 static int serve_end(kv_attach *attach, kv_client *client, ssize_t nbytes, int is_commit) {
     const kv_end *end = (const kv_end *)client->request;
     if (nbytes != sizeof *end) return malformed(attach, client, KV_STATUS_MALFORMED);
-    kv_reservation *reservation =
-        end->reservation == 0 ? NULL : find_reservation(attach, client, end->reservation);
+    kv_reservation *reservation = find_reservation(attach, client, end->reservation);
     if (reservation == NULL) return refuse(client, KV_STATUS_UNKNOWN, 0);
     kv_ended ended = {.head = answer_to(client, KV_STATUS_OK, 0)};
     attach->index->now_s = (uint32_t)time(NULL);

@@ -53,10 +53,12 @@ class AttachedNamespace(RemoteNamespace):
         self._space: Space | None = None
 
     def _attached(self) -> Space | None:
-        """The daemon's memory; None while it is not to be had."""
+        """The daemon's memory; None while it is not to be had. Errors: Unavailable when the store is closed, which ends
+        its attachments."""
         space = self._space
         if space is not None and not space.attachment.is_over:
             return space
+        self._check_open()
         self._space = None
         if self._link.circuit.is_open or not self._attachments.ready():
             return None
@@ -78,7 +80,6 @@ class AttachedNamespace(RemoteNamespace):
 
     def match(self, keys: Keys) -> Match:
         """As Namespace.match."""
-        self._check_open()
         space = self._attached()
         if space is None:
             return super().match(keys)
@@ -92,15 +93,14 @@ class AttachedNamespace(RemoteNamespace):
 
     def lease(self, keys: Keys, deadline_ms: float | None = None) -> Lease | RemoteLease:  # type: ignore[override]
         """As Namespace.lease."""
-        self._check_open()
         space = self._attached()
         if space is None:
             return super().lease(keys, deadline_ms)
         keys = checked_keys(keys)
         if deadline_ms is not None:
             duration_us("deadline_ms", deadline_ms)
-        known = space.known_by(keys)
-        grip = space.attachment.leases.acquire(known, True, space.number)
+        known = space.known_by(keys) if space.seed else keys
+        grip = space.leases.acquire(known, True, space.number)
         if grip.is_near:
             return Lease(space, grip, len(keys))
         coming = self._coming(space, keys, known, grip, deadline_ms)
@@ -116,7 +116,6 @@ class AttachedNamespace(RemoteNamespace):
 
     def get(self, keys: Keys, out: Any = None, deadline_ms: float | None = None) -> tuple[int, Any]:
         """As Namespace.get."""
-        self._check_open()
         space = self._attached()
         if space is None:
             return super().get(keys, out, deadline_ms)
@@ -126,7 +125,7 @@ class AttachedNamespace(RemoteNamespace):
         if deadline_ms is not None:
             duration_us("deadline_ms", deadline_ms)
         known = space.known_by(keys)
-        grip = space.attachment.leases.acquire(known, True, space.number)
+        grip = space.leases.acquire(known, True, space.number)
         coming = self._coming(space, keys, known, grip, deadline_ms)
         try:
             coming.settle()
@@ -141,9 +140,8 @@ class AttachedNamespace(RemoteNamespace):
 
     def reserve(self, keys: Keys, shard: int = 0, deadline_ms: float | None = None) -> Room | RemoteRoom:  # type: ignore[override]
         """As Namespace.reserve."""
-        self._check_open()
-        keys, shard = checked_keys(keys), self._checked_shard(shard)
         space = self._attached()
+        keys, shard = checked_keys(keys), self._checked_shard(shard)
         if space is None or not space.takes(keys):
             return super().reserve(keys, shard, deadline_ms)
         if deadline_ms is not None:
@@ -168,9 +166,8 @@ class AttachedNamespace(RemoteNamespace):
         durable: bool = False,
     ) -> PutResult:
         """As Namespace.put."""
-        self._check_open()
-        keys, shard = checked_keys(keys), self._checked_shard(shard)
         space = self._attached()
+        keys, shard = checked_keys(keys), self._checked_shard(shard)
         if space is None or not space.takes(keys):
             arguments: dict[str, Any] = {"start": start, "shard": shard, "layout": layout, "block_ids": block_ids}
             return super().put(keys, blocks, deadline_ms=deadline_ms, durable=durable, **arguments)

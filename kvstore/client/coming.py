@@ -72,7 +72,7 @@ class Coming:
                 self._pause.wait(number * BUSY_S)
             if self.grip.stop == STOP_FULL:
                 self.grip.release()
-                most = self._space.attachment.leases.entries_max
+                most = self._space.leases.entries_max
                 raise LimitExceeded(f"{len(self._keys)} more blocks do not fit into serve.leases_max={most}")
             if self.grip.stop != STOP_BUSY:
                 return
@@ -80,4 +80,4 @@ class Coming:
 
     def _again(self) -> None:
         self.grip.release()
-        self.grip = self._space.attachment.leases.acquire(self._keys, False, self._space.number)
+        self.grip = self._space.leases.acquire(self._keys, False, self._space.number)

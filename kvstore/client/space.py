@@ -40,13 +40,12 @@ class Space:
     def __init__(
         self, attachment: Attachment, number: int, seed: bytes, spec: NamespaceSpec, tiers: tuple[str, str]
     ) -> None:
-        self.attachment, self.number, self.spec, self.tiers = attachment, number, spec, tiers
-        self._seed = seed
-        self._arena = attachment.arena
+        self.attachment, self.number, self.seed, self.spec, self.tiers = attachment, number, seed, spec, tiers
+        self.leases, self._arena = attachment.leases, attachment.arena
 
     def known_by(self, keys: Keys) -> Keys:
         """What the daemon's index knows the caller's keys by: a tenant's are mixed with the tenant."""
-        return hashing.mix_keys(self._seed, keys) if self._seed else keys
+        return hashing.mix_keys(self.seed, keys) if self.seed else keys
 
     # ---- what Lease asks for ----
 
@@ -129,7 +128,7 @@ class Reserved:
 
     def hold(self, ids: Ids) -> Grip:
         """Leases on the blocks, whatever becomes of the reservation. Errors: LimitExceeded."""
-        return self._space.attachment.leases.hold(ids)
+        return self._space.leases.hold(ids)
 
     def commit(self, ids: Ids, shard: int) -> int:
         """Make the blocks count; how many had been undone before. Errors: LeaseExpired when the daemon has gone."""
