@@ -3,7 +3,7 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from kvstore._core.index import IndexView
+from kvstore._core.view import IndexView
 from kvstore._core.lease import LeaseTable
 
 _Ids = NDArray[np.uint32]

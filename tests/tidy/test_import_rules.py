@@ -311,7 +311,7 @@ MAY_CIMPORT: dict[str, set[str]] = {
     "leave": {"index", "records"},
     "walk": {"index", "records"},
     "events": {"index", "records"},
-    "clocked": {"index", "lease", "records"},
+    "clocked": {"lease", "records", "view"},
 }
 
 

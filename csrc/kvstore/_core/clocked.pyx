@@ -5,7 +5,7 @@ Times are uint32 nanoseconds, one per prefix, each with one reading of the clock
 
 from libc.stdint cimport uint8_t, uint32_t
 
-from kvstore._core.index cimport IndexView
+from kvstore._core.view cimport IndexView
 from kvstore._core.lease cimport LeaseTable
 from kvstore._core.records cimport KV_GROUP, kv_index, kv_table
 
