@@ -151,7 +151,8 @@ class World:
         assert answer.released and self.store.far is None and not self.store.index.counts()["far"]
         rows = {row["key"].tobytes() for row in self.medium.rows.values()}
         has_room = usage.used_nbytes + self.shape.near_nbytes < usage.capacity_nbytes
-        if is_alone and has_room and not force:
+        is_sound = not self.faults.corrupt and not self.faults.rot  # else some may have been found rotten meanwhile
+        if is_alone and has_room and is_sound and not force:
             assert expected.keys() <= rows, "the files have lost what was durable"
         self._away = {key: space for key, space in expected.items() if is_alone and key in rows}
         self._promised = dict(self._away)

@@ -17,7 +17,7 @@ from test_threads import NBYTES, in_threads, opened, settle, spec, turn
 from kvstore import attachment
 from kvstore.errors import TierRefused
 
-STRESS_S = float(os.environ.get("KVSTORE_STRESS_S", "4"))
+STRESS_S = float(os.environ.get("STRESS_S", "4"))
 CHAINS, BLOCKS_MAX = 6, 20  # of each thread
 
 
