@@ -3,8 +3,8 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from kvstore._core.view import IndexView
 from kvstore._core.lease import LeaseTable
+from kvstore._core.view import IndexView
 
 _Ids = NDArray[np.uint32]
 _Keys = NDArray[np.uint8]
