@@ -140,7 +140,10 @@ class Attachment:
         with store.lock:
             mover.is_resting = True
             if mover.winding_down() is not None:
-                mover.strand()
+                for ns, ids in mover.strand():  # removed ones may get a row yet, and nobody to have it forgotten
+                    gone = (index.words(ids) & np.uint64(0xFF)) != core.VALID
+                    if gone.any():
+                        self.removals.note(ns, index.keys(ids[gone]))
         self._evict_far()
         stuck = NO_IDS
         while True:

@@ -53,11 +53,12 @@ class Carry:
             self._settle()
         return self._mover.is_resting or not self._read()
 
-    def abandon(self) -> None:
+    def abandon(self) -> tuple[int, Ids]:
         """The device does not answer, and the tier is given up: the blocks are free to move and to leave. The memory of
-        what is under way stays the tier's."""
+        what is under way stays the tier's. Returns what it may still write: namespace and ids."""
         if self._reading is not None or self._writing is not None:
             self._release(self._ids)
+        return self._ns, self._ids if self._writing is not None else NO_IDS
 
     def _read(self) -> bool:
         """Begin a round, or go on looking for blocks of one. False when there are none left."""

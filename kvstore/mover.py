@@ -350,16 +350,18 @@ class Mover(Space, Stepper):
         """While the far tier rests: the future to wait for until nothing is under way to it; None when nothing is."""
         return self._scrub.reading or self.progress()
 
-    def strand(self) -> None:
+    def strand(self) -> list[tuple[int, Ids]]:
         """The far tier is given up with what is under way to it. Memory that the device may still use stays as it is
-        until it answers; nobody waits for it."""
+        until it answers; nobody waits for it. Returns what it may still write: (namespace, ids)."""
+        writing = [(write.ns, write.ids) for write in self._writes]
         self._stranded.extend(self._writes)
         self._writes.clear()
         if self._carry is not None:
-            self._carry.abandon()
+            writing.append(self._carry.abandon())
             self._carry = None
         self._promoter.strand()
         self.made_progress()
+        return writing
 
     def give_up(self) -> None:
         """The far tier was closed and answers nothing any more: let those look again who wait for it."""

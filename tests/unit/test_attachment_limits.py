@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from contextlib import ExitStack
 
 import numpy as np
@@ -93,6 +94,24 @@ def test_a_silent_device_is_left_only_by_force_and_its_memory_stays_in_place(dis
     disk.store.check()
     disk.store.attach_tier("disk")
     assert disk.is_right(far) and disk.is_right(dirty)
+    disk.store.check()
+
+
+def test_a_block_that_is_removed_while_it_is_written_does_not_come_back(disk, monkeypatch):
+    """The device answers while the tier closes: the write gets its row when nobody settles it any more."""
+    disk.engine.gate.clear()
+    keys = disk.put(4, 2)
+    wait_until(lambda: disk.engine.num_held == 1)
+    disk.ns.remove(keys[2:])
+    stop = disk.engine.stop
+    monkeypatch.setattr(disk.engine, "stop", lambda: (disk.engine.answer(), time.sleep(0.2), stop()))
+    assert disk.store.detach_tier("disk", 20, force=True).released
+    with disk.store.lock:
+        disk.store.mover.put.evict(disk.store.near_capacity, False, 0)
+        disk.store.mover.step()
+        disk.store.mover.put.evict(disk.store.near_capacity, False, 0)
+    disk.store.attach_tier("disk")
+    assert disk.ns.match(keys).by_tier == {"disk": 2} and disk.is_right(keys[:2])
     disk.store.check()
 
 
