@@ -50,7 +50,8 @@ PREFIX = "KVSTORE_"
 # Not settings, though they begin alike: the switch of the sanitizer build, what the tests are told, and what container
 # runtimes set for a service that somebody named kvstore (KVSTORE_SERVICE_HOST, KVSTORE_PORT_7070_TCP_ADDR).
 FOREIGN = re.compile(
-    r"KVSTORE_(SANITIZE|TRACES|KILLS(_SEED)?|(.+_)?(SERVICE_HOST|SERVICE_PORT(_.+)?|PORT(_\d+_(TCP|UDP)(_.+)?)?))"
+    r"KVSTORE_(SANITIZE|TRACES|KILLS(_SEED)?|ATTACH_(S|PINS|KILLS|SEED)|SOAK_(S|SEED)|"
+    r"(.+_)?(SERVICE_HOST|SERVICE_PORT(_.+)?|PORT(_\d+_(TCP|UDP)(_.+)?)?))"
 )
 
 

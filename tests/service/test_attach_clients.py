@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import struct
 import threading
 from collections.abc import Iterator
@@ -178,12 +179,13 @@ def test_a_get_that_met_an_eviction_reads_what_is_there(house: House):
 # ---- forks ----
 
 
-NUM_FORKS = 20
+NUM_FORKS, CHILD_S = 20, 20
 
 
 def in_a_child(work: Any) -> int:
     pid = os.fork()
     if pid == 0:
+        signal.alarm(CHILD_S)  # ends it, should it wait for ever
         status = 1
         try:
             work()
@@ -245,7 +247,7 @@ def test_a_fork_while_other_threads_have_the_locks_does_not_hang_the_child(house
             house.ns.lease(house.keys).release()
 
     def reserve() -> None:
-        keys = chain_keys(house.ns, 1, prompt=9)
+        keys = chain_keys(house.ns, 4000, prompt=9)  # so many that the answer takes its time
         while not stop.is_set():
             house.ns.reserve(keys).release()
 

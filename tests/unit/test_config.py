@@ -233,6 +233,9 @@ def test_variables_of_container_runtimes_and_of_the_build_are_not_settings(
         "TRACES",
         "KILLS",
         "KILLS_SEED",
+        "ATTACH_S",
+        "ATTACH_PINS",
+        "SOAK_S",
     ):
         monkeypatch.setenv(f"KVSTORE_{name}", "10.0.0.1")
     monkeypatch.setenv("KVSTORE_CACHE_SERVICE_HOST", "10.0.0.1")
