@@ -1,21 +1,17 @@
-"""What attached processes may rely on, and what hostile ones can do: nothing to anybody else."""
+"""What attached processes may rely on."""
 
 from __future__ import annotations
 
 import gc
 import hashlib
 import os
-import random
-import struct
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
-import attach_raw as raw
 import numpy as np
 import pytest
-from attach_raw import Raw
 from service_helpers import MIB, Way, config_for, open_way, start, wait_for
 from store_helpers import BLOCK, all_right, chain, make_spec, payload, put_chain
 
@@ -31,31 +27,8 @@ def way(tmp_path: Path) -> Iterator[Way]:
         yield open_way("attached", tmp_path, stack)
 
 
-def path_of(way: Way) -> str:
-    return way.server.attaching.path
-
-
-def ticket(way: Way, ns, *, may_write: bool = True) -> bytes:
-    """For one use, of the namespace of an attached client."""
-    return way.server.attaching.ticket(ns._space.number, may_write=may_write)
-
-
-def attached(way: Way, ns, stack: ExitStack, **rights: bool) -> Raw:
-    """A raw client that has opened the namespace."""
-    client = stack.enter_context(Raw(path_of(way)))
-    assert client.open(ticket(way, ns, **rights)).status == raw.OK
-    return client
-
-
 def counts(way: Way) -> dict[str, int]:
     return way.server.attaching.counts()
-
-
-def descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
-
-
-# ---- what our client does ----
 
 
 def test_lookups_and_reads_make_no_call(way: Way):
@@ -272,193 +245,6 @@ def test_tenants_who_attach_do_not_find_each_others_blocks(tmp_path: Path):
         assert all_right(keys, remote.get(keys)[1])
 
 
-# ---- what others may try ----
-
-
-def test_a_ticket_is_good_once_and_for_its_namespace(way: Way):
-    ns = way.store.namespace(make_spec())
-    other = way.store.namespace(make_spec(salt="x"))
-    put_chain(ns, 1), put_chain(other, 1)
-    with ExitStack() as stack:
-        once = ticket(way, ns)
-        client = stack.enter_context(Raw(path_of(way)))
-        reply = client.open(once)
-        assert (reply.status, len(reply.fds)) == (raw.OK, 3)
-        assert raw.opened(reply.body)["ns"] == ns._space.number
-        again = client.open(once)
-        assert (again.status, again.fds) == (raw.DENIED, [])
-        stranger = stack.enter_context(Raw(path_of(way)))
-        assert stranger.open(once).status == raw.DENIED and stranger.open(os.urandom(16)).status == raw.DENIED
-        keys = chain(other, 2, prompt=5)
-        assert client.reserve(other._space.number, keys).status == raw.DENIED
-        assert client.reserve(60_000, keys).status == raw.DENIED and client.reserve(1 << 20, keys).status == raw.DENIED
-
-
-def test_who_may_read_cannot_write(way: Way):
-    ns = way.store.namespace(make_spec())
-    keys = put_chain(ns, 1)
-    with ExitStack() as stack:
-        client = attached(way, ns, stack, may_write=False)
-        assert client.reserve(ns._space.number, chain(ns, 2, prompt=3)).status == raw.DENIED
-        index, _, arena = client.fds
-        for descriptor in (index, arena):
-            with pytest.raises(OSError):
-                raw.mmap.mmap(descriptor, 4096, raw.mmap.MAP_SHARED, raw.mmap.PROT_READ | raw.mmap.PROT_WRITE)
-            with pytest.raises(OSError):
-                os.ftruncate(descriptor, 0)
-            with pytest.raises(OSError):
-                os.pwrite(descriptor, b"x", 0)
-        assert all_right(keys, ns.get(keys)[1])
-        writer = attached(way, ns, stack)
-        for descriptor in writer.fds:
-            with pytest.raises(OSError):
-                os.ftruncate(descriptor, 0)
-
-
-def test_reservations_are_their_clients_own(way: Way):
-    ns = way.store.namespace(make_spec())
-    put_chain(ns, 1)
-    keys = chain(ns, 2, prompt=1)
-    with ExitStack() as stack:
-        one, two = (attached(way, ns, stack) for _ in range(2))
-        number, at, ids = raw.reserved(one.reserve(ns._space.number, keys).body)
-        assert number and (at < 1 << 31).all() and len(ids) == 2
-        for kind in (raw.COMMIT, raw.ABANDON, raw.RETRY):
-            assert two.end(kind, number).status == raw.UNKNOWN
-        assert two.end(raw.COMMIT, 0).status == raw.UNKNOWN
-        busy = raw.reserved(two.reserve(ns._space.number, keys).body)
-        assert busy[0] == 0 and set(busy[1].tolist()) == {0xFFFFFFFE}
-        assert one.end(raw.COMMIT, number).status == raw.OK
-        assert one.end(raw.COMMIT, number).status == raw.UNKNOWN
-        assert ns.match(keys).num_blocks == 2
-
-
-def bodies(rng: random.Random, kind: int, ns: int, good_keys: bytes) -> bytes:
-    """A body for a message that is wrong in some way, or right."""
-    wanted = raw.TYPES.get(kind, 8)
-    body = bytearray(rng.randbytes(wanted))
-    if kind in (raw.RESERVE, raw.PROMOTE):
-        num_keys = rng.choice([0, 1, 3, 8192, 8193, 1 << 31, len(good_keys) // 32])
-        body[:] = struct.pack("<IIII", rng.choice([ns, ns, 0, 70_000]), rng.choice([0, 0, 1, 40]), 0, num_keys)
-        body += good_keys[: rng.choice([0, 31, 32, len(good_keys)])]
-    elif kind in (raw.COMMIT, raw.ABANDON, raw.RETRY):
-        body[:] = struct.pack("<II", rng.choice([0, 1, 2, 3, 1 << 31]), rng.choice([0, 7]))
-    if rng.random() < 0.3:
-        body = body[: rng.randrange(len(body) + 1)] if rng.random() < 0.5 else body + rng.randbytes(rng.randrange(64))
-    return bytes(body)
-
-
-def attack(path: str, tickets: list[bytes], rng: random.Random, ns: int, good: bytes) -> set[int]:
-    """Connections that say what no client of ours would; the statuses of the answers."""
-    seen = set()
-    for secret in tickets:
-        with Raw(path) as client:
-            if rng.random() < 0.7:
-                assert client.open(secret).status == raw.OK
-            for _message in range(rng.randrange(1, 8)):
-                kind = rng.choice([*raw.TYPES, 0, 8, 65_535])
-                message = bytearray(client.message(kind, bodies(rng, kind, ns, good)))
-                if rng.random() < 0.1:
-                    message[rng.randrange(len(message))] ^= 1 << rng.randrange(8)
-                if rng.random() < 0.05:
-                    message = message[: rng.randrange(1, 16)]
-                if rng.random() < 0.02:
-                    message += bytes(300_000 - len(message))
-                try:
-                    client.send(bytes(message), [0, 1, 2] if rng.random() < 0.1 else None)
-                except OSError:
-                    break
-                status = client.receive().status
-                seen.add(status)
-                if status == -1 or kind == raw.BYE:
-                    break
-    return seen
-
-
-def test_hostile_messages_get_named_answers_and_cost_nobody_else(way: Way):
-    """From processes of their own, which end with whatever they hold."""
-    ns = way.store.namespace(make_spec())
-    kept = put_chain(ns, 4)
-    good = chain(ns, 3, prompt=7).tobytes()
-    before, seen = descriptors(), set()
-    for seed in range(120):
-        tickets = [ticket(way, ns) for _ in range(5)]
-        answers, answer = os.pipe()
-        child = os.fork()
-        if not child:
-            try:
-                found = attack(path_of(way), tickets, random.Random(seed), ns._space.number, good)
-                os.write(answer, " ".join(map(str, found)).encode())
-            finally:
-                os._exit(0)
-        os.close(answer)
-        with os.fdopen(answers) as said:
-            seen |= {int(status) for status in said.read().split()}
-        assert os.waitpid(child, 0)[1] == 0
-    assert {-1, raw.OK, raw.MALFORMED, raw.DENIED, raw.UNKNOWN} <= seen <= {-1, *range(7), raw.WAIT}
-    assert all_right(kept, ns.get(kept)[1]) and put_chain(ns, 2, prompt=3) is not None
-    assert wait_for(lambda: counts(way)["num_clients"] == 1 and counts(way)["num_reservations"] == 0)
-    assert counts(way)["num_malformed"] > 50 and way.inner.stats()["index"]["writing"] == 0
-    assert descriptors() == before
-    way.inner.check()
-
-
-def test_connections_of_one_process_are_limited(way: Way):
-    ns = way.store.namespace(make_spec())
-    put_chain(ns, 1)
-    with ExitStack() as stack:
-        clients = [stack.enter_context(Raw(path_of(way))) for _ in range(20)]
-        statuses = [client.open(ticket(way, ns)).status for client in clients]
-        assert statuses.count(raw.OK) == 7 and statuses.count(-1) == 13  # with ours, eight
-        assert counts(way)["num_refused"] == 13
-
-
-def test_descriptors_that_a_client_sends_are_not_kept(way: Way):
-    ns = way.store.namespace(make_spec())
-    put_chain(ns, 1)
-    with ExitStack() as stack:
-        client = attached(way, ns, stack)
-        before = descriptors()
-        for _ in range(20):
-            client.send(client.message(raw.ABANDON, struct.pack("<II", 9, 0)), [0, 1, 2])
-            assert client.receive().status == raw.UNKNOWN
-        assert descriptors() == before
-
-
-def test_rubbish_in_a_lease_table_holds_up_nobody(way: Way):
-    ns = way.store.namespace(make_spec())
-    put_chain(ns, 1)
-    rng = np.random.default_rng(3)
-    with ExitStack() as stack:
-        client = attached(way, ns, stack)
-        table = client.table()
-        for prompt in range(1, 50):
-            rubbish = rng.integers(0, 256, len(table) - 12, dtype=np.uint8).tobytes()
-            table[12:] = rubbish
-            put_chain(ns, 6, prompt)
-            way.inner.stats()
-        table[12:] = bytes(len(table) - 12)
-        table.close()
-    way.inner.check()
-    keys = put_chain(ns, 6, prompt=77)
-    assert all_right(keys, ns.get(keys)[1])
-
-
-def test_a_client_that_never_reads_its_answers_is_hung_up_on(way: Way):
-    ns = way.store.namespace(make_spec())
-    keys = put_chain(ns, 1)
-    with ExitStack() as stack:
-        client = attached(way, ns, stack)
-        client.socket.settimeout(5)
-        longest = chain(ns, 2_000, prompt=9)
-        body = struct.pack("<IIII", ns._space.number, 0, 0, len(longest)) + longest.tobytes()
-        with pytest.raises(OSError):
-            for _ in range(5_000):
-                client.send(client.message(raw.PROMOTE, body))
-                client.send(client.message(raw.ABANDON, struct.pack("<II", 9, 0)))
-        assert all_right(keys, ns.get(keys)[1]) and put_chain(ns, 2, prompt=1) is not None
-
-
 def test_reservations_and_leases_of_one_client_are_limited(tmp_path: Path):
     with ExitStack() as stack:
         way = open_way("attached", tmp_path, stack, serve={"client_nbytes_max": "1 MiB", "leases_max": 64})
@@ -469,11 +255,3 @@ def test_reservations_and_leases_of_one_client_are_limited(tmp_path: Path):
         keys = put_chain(ns, 3)
         with ns.lease(keys), pytest.raises(LimitExceeded, match="leases_max=64"):
             ns.lease(keys)
-
-
-def test_a_client_of_the_wrong_version_is_told(way: Way):
-    ns = way.store.namespace(make_spec())
-    put_chain(ns, 1)
-    with Raw(path_of(way)) as client:
-        assert client.open(ticket(way, ns), version=2).status == raw.VERSION
-        assert client.receive().status == -1
