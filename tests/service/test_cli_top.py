@@ -34,7 +34,10 @@ def target(tmp_path: Path) -> str:
 @contextmanager
 def running(*arguments: str, **options: Any) -> Iterator[subprocess.Popen[bytes]]:
     command = [sys.executable, "-m", "kvstore", "top", *arguments, *INTERVAL]
+    # What runs in the background ignores SIGINT, and so would what it starts: exec keeps that, but no handler.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(command, stderr=subprocess.PIPE, **options)
+    signal.signal(signal.SIGINT, before)
     try:
         yield process
     finally:
