@@ -26,6 +26,7 @@ NUM_SLACK = (
     16  # descriptors and threads that are made when they are first needed; hundreds of clients have come and gone
 )
 RSS_SLACK_KIB = 48 << 10  # what allocators may still take; 1000 lost clients would be 300 MiB
+KEEPS_FREED = "asan" in os.environ.get("LD_PRELOAD", "")  # the address sanitizer gives nothing back for a while
 OPTIONS = ("ATTACH_S", "ATTACH_PINS", "ATTACH_KILLS", "ATTACH_SEED")
 
 
@@ -69,7 +70,7 @@ def test_clients_that_are_killed_leave_nothing_behind(tmp_path: Path, disk_mib: 
     )
     assert (after["defects"], after["corrupt"], after["attached"]["num_malformed"]) == (0, 0, 0)
     assert all(after[what] - before[what] < NUM_SLACK for what in ("fds", "threads")), (before, after)
-    assert after["rss_kib"] - before["rss_kib"] < RSS_SLACK_KIB, (before, after)
+    assert KEEPS_FREED or after["rss_kib"] - before["rss_kib"] < RSS_SLACK_KIB, (before, after)
     wanted = {"pins", "verified", "puts", "rooms", "left", "kills", "stops"} | ({"far"} if disk_mib else set())
     assert {what for what in wanted if not done[what]} == set()
     assert after["attached"]["num_revoked"] and after["index"]["evicted_near"], after
