@@ -43,7 +43,7 @@ sanitize: dev ## unit, property and crash tests with AddressSanitizer and UBSan 
 	@mkdir -p $(SANITIZED) && find $(SANITIZED) -name '*.py' -delete
 	@KVSTORE_SANITIZE=1 $(BIN)/python setup.py -q build --build-base $(SANITIZED) --build-lib $(SANITIZED)/lib \
 		> $(SANITIZED)/build.log 2>&1 || (cat $(SANITIZED)/build.log; exit 1)
-	@$(SANITIZERS) KVSTORE_KILLS=30 KVSTORE_ATTACH_S=3 PYTHONSAFEPATH=1 PYTHONPATH=$(SANITIZED)/lib:. \
+	@$(SANITIZERS) KVSTORE_KILLS=30 KVSTORE_ATTACH_S=6 PYTHONSAFEPATH=1 PYTHONPATH=$(SANITIZED)/lib:. \
 		$(BIN)/python -m pytest -q --capture=sys -p no:cacheprovider tests/unit tests/property tests/crash $(ARGS)
 
 package: dev ## sdist, a wheel from it, and a round trip with the wheel alone

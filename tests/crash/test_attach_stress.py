@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-SECONDS = int(os.environ.get("KVSTORE_ATTACH_S", "9"))
+SECONDS = int(os.environ.get("KVSTORE_ATTACH_S", "30"))
 NUM_PINS = int(float(os.environ.get("KVSTORE_ATTACH_PINS", "0")))
 NUM_KILLS = int(os.environ.get("KVSTORE_ATTACH_KILLS", "0"))
 PATIENCE_S = 3600 if NUM_PINS or NUM_KILLS else SECONDS + 120
