@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from abc import ABC, abstractmethod
 from concurrent.futures import Future
 from typing import Any
 
@@ -14,7 +15,7 @@ TICK_S = 0.05  # the thread looks at budgets, expiries and broken tiers at least
 TICK_SHORT_S = 0.002  # while far room is short: it comes without notice, when the tier has cleaned a range
 
 
-class Stepper:
+class Stepper(ABC):
     """Something with a `step` that runs under `lock` and never waits."""
 
     def __init__(self, lock: threading.RLock) -> None:
@@ -24,9 +25,9 @@ class Stepper:
         self._stopping = False
         self._thread: threading.Thread | None = None
 
+    @abstractmethod
     def step(self) -> None:
         """One step."""
-        raise NotImplementedError
 
     @property
     def is_short(self) -> bool:

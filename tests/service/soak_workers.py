@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from abc import ABC, abstractmethod
 from array import array
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -67,7 +68,7 @@ class Journal:
         return 1000 * found[min(len(found) - 1, int(share * len(found)))] if found else 0.0
 
 
-class Worker:
+class Worker(ABC):
     """One client with a connection of its own."""
 
     def __init__(self, target: str, seed: int, journal: Journal) -> None:
@@ -85,8 +86,8 @@ class Worker:
         number = min(int(self.rng.paretovariate(0.6)), NUM_PROMPTS) if often else self.rng.randrange(NUM_PROMPTS)
         return chain(self.ns, 1 + number % PROMPT_BLOCKS_MAX, prompt=number)
 
-    def step(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def step(self) -> None: ...
 
     def close(self) -> None:
         self.store.close()
