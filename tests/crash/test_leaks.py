@@ -23,6 +23,7 @@ NBYTES = 16 * KIB
 TOKENS = 4
 RSS_SLACK_NBYTES = 24 * MIB  # what allocators and lazily loaded code may still take; a block lost a request is 60 MiB
 MANIFEST_SLACK_NBYTES = 1 * MIB  # pages that LMDB keeps for its next transactions
+KEEPS_FREED = "asan" in os.environ.get("LD_PRELOAD", "")  # the address sanitizer gives nothing back for a while
 NUM_SEGMENTS = 16
 NUM_WARMING, NUM_REQUESTS = 1_000, 20_000
 
@@ -107,7 +108,7 @@ def test_a_day_of_traffic_leaves_nothing_behind(tmp_path: Path, monkeypatch: pyt
         assert live(store, namespace, rng, NUM_REQUESTS) > 0
         after = held(tmp_path)
         assert {name: after[name] for name in before if after[name] > before[name]} == {}, f"grown from {before}"
-        assert rss_nbytes() - rss_before < RSS_SLACK_NBYTES
+        assert KEEPS_FREED or rss_nbytes() - rss_before < RSS_SLACK_NBYTES
         assert manifest_nbytes(tmp_path) - manifest_before <= MANIFEST_SLACK_NBYTES
         assert after["segments_nbytes"] <= 16 * MIB and descriptors(tmp_path)[0] <= NUM_SEGMENTS
         stats = store.stats()

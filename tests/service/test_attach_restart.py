@@ -25,6 +25,7 @@ NUM_DEATHS = 3
 @pytest.fixture
 def daemon(tmp_path: Path) -> Iterator[Process]:
     process = Process(tmp_path)
+    process.write(disk="1 GiB")  # nothing that was put durably has to make room
     process.start()
     yield process
     if process.process.poll() is None:
@@ -124,6 +125,7 @@ def test_killed_under_load_clients_attach_again_by_themselves(daemon: Process):
             work.end()
             assert work.wrong == []
         assert wait_for(lambda: works[1].ns.match(works[0].durable[-1]).num_blocks == 3)  # it asks now and then
+        assert far.stats()["index"]["evicted_far"] == 0
         for work in works:
             latest = work.durable[-10:]
             assert [work.ns.match(keys).num_blocks for keys in latest] == [3] * len(latest)
