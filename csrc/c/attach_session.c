@@ -364,12 +364,13 @@ static int park(kv_attach *attach, kv_client *client, const kv_chain *chain, enu
 
 static int try_reserve(kv_attach *attach, kv_client *client, const kv_chain *chain, uint32_t flags) {
     kv_wish wish = {.keys = (const uint8_t *)(chain + 1), .num_keys = chain->num_keys, .shard = chain->shard,
-                    .flags = flags & ~(uint32_t)KV_LATE, .ns = (uint16_t)chain->ns};
+                    .flags = flags & ~(uint32_t)KV_LATE, .ns = (uint16_t)chain->ns,
+                    .hint = {.output_tokens = UINT32_MAX}};
     kv_grant grant = {.plan = attach->plan, .ids = attach->ids, .places = attach->places};
     attach->index->now_s = (uint32_t)time(NULL);
     enum kv_put_code code = kv_put_reserve(attach->put, &attach->table, &wish, &grant);
     if (code == KV_PUT_ROOM && (flags & KV_LATE)) { /* nothing was written since, either, that could make room */
-        wish.flags = flags;
+        wish.flags = flags | KV_AGAIN;
         code = kv_put_reserve(attach->put, &attach->table, &wish, &grant);
     }
     switch (code) {
@@ -433,7 +434,7 @@ static int serve_retry(kv_attach *attach, kv_client *client, ssize_t nbytes) {
     int64_t deadline_us = parked->deadline_us + (is_heard ? 0 : HEARING_US);
     if (kv_now_us() >= deadline_us) flags = AT_THE_DEADLINE;
     else if (!is_ready) return refuse(client, KV_STATUS_WAIT, parked->turn);
-    return try_reserve(attach, client, (const kv_chain *)parked->request, flags);
+    return try_reserve(attach, client, (const kv_chain *)parked->request, flags | KV_AGAIN);
 }
 
 static int serve_end(kv_attach *attach, kv_client *client, ssize_t nbytes, int is_commit) {

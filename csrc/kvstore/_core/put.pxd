@@ -3,6 +3,16 @@ from kvstore._core.index cimport Index
 from kvstore._core.records cimport *
 
 
+from libc.stdint cimport int8_t
+
+
+cdef extern from "hint.h" nogil:
+    ctypedef struct kv_hint:
+        uint8_t ending
+        int8_t priority
+        uint32_t output_tokens
+
+
 cdef extern from "put.h" nogil:
     ctypedef struct kv_fresh:
         uint64_t word
@@ -11,13 +21,14 @@ cdef extern from "put.h" nogil:
     ctypedef struct kv_put:
         int has_far
         uint64_t arriving_nbytes
-        uint64_t num_unqueued
+        uint64_t num_unqueued, num_bypassed
         uint32_t fresh_head, fresh_tail
         kv_freed freed
     enum kv_put_flag:
         KV_LATE
         KV_PAST_QUOTA
         KV_PAST_ENTRIES
+        KV_AGAIN
     enum kv_put_code:
         KV_PUT_OK
         KV_PUT_LEASES
@@ -30,10 +41,12 @@ cdef extern from "put.h" nogil:
         KV_SHORT_ROOM
         KV_SHORT_ENTRIES
         KV_SHORT_QUOTA
+        KV_SHORT_WORTH
     ctypedef struct kv_wish:
         const uint8_t *keys
         uint32_t num_keys, shard, flags
         uint16_t ns
+        kv_hint hint
     ctypedef struct kv_grant:
         uint8_t *plan
         uint32_t *ids

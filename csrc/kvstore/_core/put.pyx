@@ -15,8 +15,8 @@ from kvstore.errors import InvalidRequest
 
 OK, SHORT_LEASES, FOREIGN = KV_PUT_OK, KV_PUT_LEASES, KV_PUT_FOREIGN
 SHORT_QUOTA, SHORT_ENTRIES, SHORT_ROOM, NO_MEMORY = KV_PUT_QUOTA, KV_PUT_ENTRIES, KV_PUT_ROOM, KV_PUT_MEMORY
-LATE, PAST_QUOTA, PAST_ENTRIES = KV_LATE, KV_PAST_QUOTA, KV_PAST_ENTRIES
-WHY = ("memory", "index", "quota")
+LATE, PAST_QUOTA, PAST_ENTRIES, AGAIN = KV_LATE, KV_PAST_QUOTA, KV_PAST_ENTRIES, KV_AGAIN
+WHY = ("memory", "index", "quota", "worth")
 
 cdef uint32_t _TAKE_MAX = 4096
 
@@ -76,6 +76,7 @@ cdef class PutPath:
         try:
             wish.keys, wish.num_keys = <const uint8_t *>view.buf, <uint32_t>(view.len // KV_KEY_NBYTES)
             wish.shard, wish.flags, wish.ns = shard, flags, <uint16_t>ns
+            wish.hint.ending, wish.hint.priority, wish.hint.output_tokens = 0, 0, <uint32_t>0xFFFFFFFF
             self._make_scratch(wish.num_keys)
             grant.plan, grant.ids, grant.places = self._plan, self._ids, self._places
             grant.num_wanted = 0

@@ -82,6 +82,7 @@ cdef extern from "index.h" nogil:
         uint32_t ids_used
         uint32_t clock
         uint32_t now_s
+        uint64_t now_ms
         uint32_t num_tables
         kv_order near_order
         kv_order far_order
@@ -90,7 +91,8 @@ cdef extern from "index.h" nogil:
         const kv_policy *policy
     # Between these two nothing may need the GIL: whoever has it may be waiting for the lock.
     pthread_mutex_t *kv_index_lock(const kv_index *index)
-    int kv_index_create(kv_index *index, uint32_t entries_max, const uint64_t *seed)
+    int kv_index_create(kv_index *index, uint32_t entries_max, const uint64_t *seed, const kv_policy *policy,
+                        uint32_t ghosts_max)
     void kv_index_destroy(kv_index *index)
     double kv_index_nbytes_per_entry(const kv_index *index)
     uint32_t kv_index_find(const kv_index *index, const uint8_t *key)
@@ -189,7 +191,8 @@ cdef extern from "evict.h" nogil:
     void kv_evict_detach(kv_index *index, kv_table *table)
     uint32_t kv_evict_lookups(const kv_index *index, kv_lookups *sum)
     void kv_evict_drain(kv_index *index)
-    uint64_t kv_evict_near(kv_index *index, uint64_t wanted_nbytes, int keep_unwritten, kv_freed *freed)
+    uint64_t kv_evict_near(kv_index *index, uint64_t wanted_nbytes, int keep_unwritten, uint32_t level,
+                           kv_freed *freed)
     uint64_t kv_evict_far(kv_index *index, uint64_t wanted_nbytes, kv_freed *freed)
     uint64_t kv_evict_these(kv_index *index, const uint32_t *ids, uint32_t num_ids, int keep_unwritten,
                             kv_freed *freed)
