@@ -19,8 +19,8 @@ from kvstore.trace import BLOCK_TOKENS, Request
 
 OPT, INFINITE = "opt", "infinite"
 CHUNK = 200  # requests between two words of progress
-# Policies of a store that takes full blocks only, as `put` does. The others are baselines: they keep the partial block at
-# the end of a prompt like any other, as published numbers do. It counts as asked for either way.
+# Policies of a store that takes full blocks only, as `put` does. The others are baselines: they keep the partial block
+# at the end of a prompt like any other, as published numbers do. It counts as asked for either way.
 FULL_BLOCKS_ONLY = frozenset({"gittins"})
 STOPS = {"tool_use": core.STOP_TOOL_USE, "end_turn": core.STOP_END_TURN}
 
@@ -86,7 +86,8 @@ def demand(requests: Iterable[Request]) -> Demand:
     starts = np.zeros(len(all_requests) + 1, dtype=np.uint64)
     np.cumsum([len(request.block_ids) for request in all_requests], out=starts[1:])
     if len(all_requests) > core.REQUESTS_MAX or starts[-1] > core.IDS_MAX:
-        raise LimitExceeded(f"{len(all_requests):,} requests of {starts[-1]:,} blocks; at most {core.IDS_MAX:,} of each")
+        limits = f"at most {core.REQUESTS_MAX:,} and {core.IDS_MAX:,}"
+        raise LimitExceeded(f"{len(all_requests):,} requests of {starts[-1]:,} blocks; {limits}")
     named = np.concatenate([np.empty(0, np.uint32), *(request.block_ids for request in all_requests)])
     unique, ids = np.unique(named, return_inverse=True)
     _require_chains(named, ids, starts)
@@ -120,7 +121,7 @@ def _require_chains(named: _U32, ids: NDArray[np.intp], starts: NDArray[np.uint6
 
 
 def blocks_of(capacity: float, num_unique: int) -> int:
-    """Blocks that a capacity means: up to 1 a share of the trace's unique blocks, at least one block, above it a number.
+    """Blocks that a capacity means: up to 1 a share of the trace's unique blocks, at least one, above it a number.
 
     Errors: InvalidRequest for what is neither.
     """

@@ -1,6 +1,8 @@
+from typing import Self
+
 import numpy as np
 from numpy.typing import NDArray
-from typing_extensions import Self, disjoint_base
+from typing_extensions import disjoint_base
 
 STOP_UNKNOWN: int
 STOP_TOOL_USE: int
@@ -13,6 +15,7 @@ _U32 = NDArray[np.uint32]
 _U64 = NDArray[np.uint64]
 
 def policies() -> tuple[str, ...]: ...
+
 @disjoint_base
 class Requests:
     def __new__(

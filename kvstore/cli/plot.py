@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 HIT, NEAR, FAR = "#1b6ca8", "#d1495b", "#5c6670"
 POLICIES = (HIT, NEAR, "#2e8b57", "#b8860b", "#7b5ea7", FAR)
 BEST = "opt"
+LABELS_MAX = 10  # more of them would touch each other
 
 
 def _pyplot() -> Any:
@@ -86,7 +87,10 @@ def hits_figure(
     most = 100 * infinite.prefix_hit
     axes.axhline(most, color=FAR, linestyle="--", linewidth=1, label=f"infinite cache: {most:.1f} %")
     axes.set_xscale("log")
-    axes.xaxis.set_major_formatter(lambda percent, _position: f"{percent:g}")
+    sizes = sorted({100 * one.num_blocks / num_unique for of_policy in outcomes.values() for one in of_policy})
+    if len(sizes) <= LABELS_MAX:
+        axes.set_xticks(sizes, [f"{size:.3g}" for size in sizes])
+        axes.minorticks_off()
     axes.set(xlabel="capacity, % of the unique blocks", ylabel="prefix hits, % of blocks asked for", ylim=(0, None))
     figure.suptitle(f"{trace}: hits against capacity, {num_unique:,} unique blocks")
     _finish(axes, ncols=len(outcomes) + 1)

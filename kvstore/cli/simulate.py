@@ -45,7 +45,9 @@ def _capacity(text: str) -> float:
     return value
 
 
-@click.command(cls=Command, example="kvstore simulate trace.jsonl.gz --policy lru,opt --capacity 0.01,0.1 --plot hits.png")
+@click.command(
+    cls=Command, example="kvstore simulate trace.jsonl.gz --policy lru,opt --capacity 0.01,0.1 --plot hits.png"
+)
 @click.argument("trace", type=click.Path(exists=True, dir_okay=False))
 @click.option(
     "--policy",
@@ -71,7 +73,7 @@ def _capacity(text: str) -> float:
 def command(
     trace: str, policies: tuple[str, ...], capacities: tuple[float, ...], limit: int, plot: str, as_json: bool
 ) -> int:
-    """Play the requests of TRACE through the store's own bookkeeping, without bytes, under each policy at each capacity.
+    """Play the requests of TRACE through the store's own bookkeeping, without bytes, for each policy and capacity.
 
     A hit is a block of a request's stored prefix, as a share of all blocks that are asked for.
     """
@@ -150,7 +152,7 @@ def _show(trace: str, asked: Demand, outcomes: Outcomes, capacities: Sequence[fl
     ]
     out = render.console()
     counts = [render.format_count(num) for num in (asked.num_requests, asked.num_asked, asked.num_unique)]
-    out.print("Prefix hits of {}, % of blocks asked for".format(Path(trace).name), markup=False)
+    out.print(f"Prefix hits of {Path(trace).name}, % of blocks asked for", markup=False)
     out.print("{} requests, {} blocks, {} of them unique\n".format(*counts))
     out.print(render.table("", ("policy", *sizes, "mean", "of opt"), rows))
 

@@ -1,4 +1,4 @@
-"""A trace through a store without bytes, and through the best cache that knows the future: over simulation.h and optimum.h.
+"""A trace through a store without bytes, and through the best cache that knows the future: simulation.h, optimum.h.
 
 Both play without the GIL, so that runs go on side by side.
 """
@@ -23,9 +23,11 @@ def policies():
 
 
 cdef class Requests:
-    """Requests of a trace in their order, as arrays. `ids` (uint32) are numbers below `num_ids`, chained, those of request
-    i at [starts[i], starts[i + 1]) (uint64); a cache is asked for and offered the first `num_blocks[i]` (uint32) of them.
-    `times_ms` (uint64) never goes back; `output_tokens` (uint32) and `stops` (uint8, STOP_*) are known when it ends.
+    """Requests of a trace in their order, as arrays.
+
+    `ids` (uint32) are numbers below `num_ids`, chained, those of request i at [starts[i], starts[i + 1]) (uint64); a
+    cache is asked for and offered the first `num_blocks[i]` (uint32) of them. `times_ms` (uint64) never goes back;
+    `output_tokens` (uint32) and `stops` (uint8, STOP_*) are known when a request ends.
 
     Errors: InvalidRequest for arrays that do not fit together.
     """
@@ -35,8 +37,8 @@ cdef class Requests:
                   const uint32_t[::1] output_tokens not None, const uint8_t[::1] stops not None, uint32_t num_ids):
         cdef Py_ssize_t i, num = num_blocks.shape[0]
         if not starts.shape[0] - 1 == times_ms.shape[0] == output_tokens.shape[0] == stops.shape[0] == num:
-            raise InvalidRequest(f"{starts.shape[0]} starts, {times_ms.shape[0]} times, {output_tokens.shape[0]} answers "
-                                 f"and {stops.shape[0]} stops for {num} requests")
+            raise InvalidRequest(f"{starts.shape[0]} starts, {times_ms.shape[0]} times, {output_tokens.shape[0]} "
+                                 f"answers and {stops.shape[0]} stops for {num} requests")
         if num > REQUESTS_MAX or num_ids > IDS_MAX:
             raise InvalidRequest(f"{num} requests and {num_ids} ids; at most {REQUESTS_MAX} and {IDS_MAX}")
         if starts[0] != 0 or starts[num] != <uint64_t>ids.shape[0]:
