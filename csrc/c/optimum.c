@@ -12,12 +12,9 @@
 #define LEVELS 6 /* 64^6 requests are more than there can be */
 #define NEVER UINT32_MAX
 
-/* How many blocks are cached and due at one request. From the deep end: those that the latest player did not ask for, the
- * ones it brought, the ones it hit. */
+/* How many blocks are cached and due at one request, and the latest request that brought any of them anew. */
 typedef struct {
-    uint32_t num;
-    uint32_t player; /* the latest request that added any */
-    uint32_t num_others, num_new;
+    uint32_t num, bringer;
 } due;
 
 typedef struct {
@@ -60,7 +57,7 @@ static void clear_bit(plan *plan, uint32_t at) {
         if ((plan->bits[level][at / 64] &= ~(1ULL << at % 64)) != 0) return;
 }
 
-/* The farthest request with anything due; there is one. */
+/* The farthest request with anything due; there is one, so that those which are past never are the farthest. */
 static uint32_t farthest(const plan *plan) {
     uint32_t at = 0;
     for (uint32_t level = plan->num_levels; level-- > 0;)
@@ -88,26 +85,23 @@ static uint32_t add_all(plan *plan, const kv_requests *requests, uint32_t number
         if (next[i] == NEVER) continue;
         due *at = &plan->dues[next[i]];
         if (at->num == 0) set_bit(plan, next[i]);
-        if (at->player != number) *at = (due){.num = at->num, .player = number, .num_others = at->num};
         at->num++;
-        at->num_new += i >= num_hits;
+        if (i >= num_hits) at->bringer = number;
         num_added++;
     }
     return num_added;
 }
 
 /* Let the `excess` blocks go that are due last, at one request the deepest first. Returns how many of them the request
- * that is being played had only just brought. */
+ * that is being played had only just brought. Where it brought any, it brought the deepest ones: what is below them on
+ * the chain was not cached, or they would have been. And what it hit stays: without what it brought nothing is over. */
 static uint32_t trim(plan *plan, uint32_t player, uint64_t excess) {
     uint32_t num_passed_by = 0;
     while (excess > 0) {
         uint32_t number = farthest(plan);
         due *at = &plan->dues[number];
         uint32_t num = at->num < excess ? at->num : (uint32_t)excess;
-        if (at->player == player && num > at->num_others) {
-            uint32_t num_own = num - at->num_others;
-            num_passed_by += num_own < at->num_new ? num_own : at->num_new;
-        }
+        if (at->bringer == player) num_passed_by += num;
         at->num -= num;
         excess -= num;
         if (at->num == 0) clear_bit(plan, number);
@@ -118,12 +112,8 @@ static uint32_t trim(plan *plan, uint32_t player, uint64_t excess) {
 static void play(plan *plan, const kv_requests *requests, uint64_t capacity, const kv_request_hits *hits) {
     uint64_t num_cached = 0;
     for (uint32_t number = 0; number < requests->num_requests; number++) {
-        due *now = &plan->dues[number];
-        uint32_t num_hits = now->num, num_new = 0;
-        if (num_hits > 0) clear_bit(plan, number);
-        now->num = 0;
-        num_cached -= num_hits;
-        num_cached += add_all(plan, requests, number, num_hits);
+        uint32_t num_hits = plan->dues[number].num, num_new = 0;
+        num_cached += add_all(plan, requests, number, num_hits) - (uint64_t)num_hits;
         const uint32_t *next = plan->next + requests->starts[number];
         for (uint32_t i = num_hits; i < requests->num_blocks[number]; i++) num_new += next[i] != NEVER;
         uint64_t excess = num_cached > capacity ? num_cached - capacity : 0;
