@@ -50,6 +50,26 @@ MODULES = {
     "leave": ["leave", "adopt", "index", "events", "removal"],
     "blockio": ["engine", "engine_queue", "transfer_op", "ring", "xxh3"],
     "clocked": ["clocked", "lease"],
+    "simulation": [
+        "simulation",
+        "optimum",
+        "policies",
+        "xxh3",
+        "put",
+        "index",
+        "events",
+        "lease",
+        "lru",
+        "gittins",
+        "cohort",
+        "known",
+        "survival",
+        "evict",
+        "removal",
+        "walk",
+        "slots",
+        "audit",
+    ],
 }
 SANITIZE = os.environ.get("KVSTORE_SANITIZE") == "1"
 FLAGS = ["-std=c11", "-D_GNU_SOURCE", "-O3", "-g", "-Wall", "-Wextra", "-Wno-unused-function", "-pthread"]

@@ -104,7 +104,7 @@ int main(int argc, char **argv) {
     static const uint64_t seed[2] = {0x1234567, 0x7654321};
     uint32_t near_places[2 * KV_BATCH], far_places[2 * KV_BATCH], random = 1;
     uint16_t near_ns[2 * KV_BATCH], far_ns[2 * KV_BATCH];
-    kv_freed freed = {near_places, far_places, near_ns, far_ns, 2 * KV_BATCH, 0, 0, 0, 0};
+    kv_freed freed = {near_places, far_places, near_ns, far_ns, 2 * KV_BATCH, 0, 0, 0};
     for (int i = 0; i < CHAIN * KV_KEY_NBYTES; i++) keys[i] = (uint8_t)((random = random * 1664525 + 1013904223) >> 24);
     if (kv_index_create(&index_, 4 * CHAIN, seed, &kv_lru, 0) < 0 || kv_table_create(&table, CHAIN) < 0) return 3;
     index_.namespaces[1] = (kv_ns){.slot_nbytes = SLOT_NBYTES, .all_parts = 1};
