@@ -89,7 +89,7 @@ def hits_figure(
     axes.set_xscale("log")
     sizes = sorted({100 * one.num_blocks / num_unique for of_policy in outcomes.values() for one in of_policy})
     if len(sizes) <= LABELS_MAX:
-        axes.set_xticks(sizes, [f"{size:.3g}" for size in sizes])
+        axes.set_xticks(sizes, [f"{float(f'{size:.2g}'):g}" for size in sizes])
         axes.minorticks_off()
     axes.set(xlabel="capacity, % of the unique blocks", ylabel="prefix hits, % of blocks asked for", ylim=(0, None))
     figure.suptitle(f"{trace}: hits against capacity, {num_unique:,} unique blocks")
