@@ -107,6 +107,7 @@ typedef struct {
     uint64_t num_removed; /* waiting for their last lease */
     uint64_t near_nbytes, far_nbytes, writing_nbytes;
     uint64_t evicted_near, evicted_far, dropped_unwritten, spared;
+    uint64_t num_hints; /* that the policy was told */
 } kv_counts;
 
 typedef struct {
@@ -138,6 +139,7 @@ enum kv_reason {
     KV_WAS_CORRUPT = 4,
     KV_WAS_ABANDONED = 5, /* reserved, never committed */
     KV_WAS_OVER_QUOTA = 6, /* evicted to make room within its namespace */
+    KV_WAS_EXPIRED = 7,    /* its time was over, and nobody had used it again */
 };
 
 #define KV_GHOSTS (1u << 16)

@@ -1,4 +1,4 @@
-/* What an eviction policy owes the index: two orders over entries, near and far, kept through five events.
+/* What an eviction policy owes the index: two orders over entries, near and far, kept through five events and what hints say.
  *
  * All calls come from the single writer. A policy never frees or moves anything: it only says who goes next.
  * `coldest` walks: start with KV_NONE for the first candidate, then pass the last one that was skipped. A candidate
@@ -8,7 +8,7 @@
 #ifndef KV_POLICY_H
 #define KV_POLICY_H
 
-#include "index.h"
+#include "hint.h"
 
 struct kv_policy {
     const char *name;
@@ -23,6 +23,9 @@ struct kv_policy {
     /* `id` has no children left in the tier it would be evicted from and is in no order. */
     void (*bared)(kv_index *index, uint32_t id);
     uint32_t (*coldest)(const kv_index *index, enum kv_tier tier, uint32_t after);
+    /* Somebody knows this of the request behind the chain that ends at `deepest`, a visible block. That is no access.
+     * NULL: hints make no difference. */
+    void (*hint)(kv_index *index, uint32_t deepest, const kv_hint *hint);
 };
 
 extern const kv_policy kv_lru; /* least recently used leaf first (tail of the chain before its head) */

@@ -24,6 +24,7 @@ REMOVED: int
 CORRUPT: int
 ABANDONED: int
 OVER_QUOTA: int
+EXPIRED: int
 
 _Ids = NDArray[np.uint32]
 _Mask = NDArray[np.uint8]

@@ -21,7 +21,7 @@ KEY_NBYTES = KV_KEY_NBYTES
 SHARDS_MAX = KV_SHARDS_MAX
 PRESENT, BUSY, JOIN, WANTED = 0, 1, 2, 3
 FREE, WRITING, VALID = 0, 1, 2
-NEVER, EVICTED, UNWRITTEN, REMOVED, CORRUPT, ABANDONED, OVER_QUOTA = 0, 1, 2, 3, 4, 5, 6
+NEVER, EVICTED, UNWRITTEN, REMOVED, CORRUPT, ABANDONED, OVER_QUOTA, EXPIRED = 0, 1, 2, 3, 4, 5, 6, 7
 
 cdef uint32_t _FREED_CAPACITY = 1 << 16
 
@@ -460,7 +460,7 @@ cdef class Index(IndexView):
             "removed_pending": counts.num_removed, "near_nbytes": counts.near_nbytes,
             "far_nbytes": counts.far_nbytes, "writing_nbytes": counts.writing_nbytes,
             "evicted_near": counts.evicted_near, "evicted_far": counts.evicted_far,
-            "dropped_unwritten": counts.dropped_unwritten, "spared": counts.spared,
+            "dropped_unwritten": counts.dropped_unwritten, "spared": counts.spared, "hints": counts.num_hints,
         }
 
     @property

@@ -34,6 +34,7 @@ cdef extern from "put.h" nogil:
         const uint8_t *keys
         uint32_t num_keys, shard, flags
         uint16_t ns
+        kv_hint hint
     ctypedef struct kv_grant:
         uint8_t *plan
         uint32_t *ids
