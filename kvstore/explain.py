@@ -11,6 +11,7 @@ REASONS = {
     core.REMOVED: "removed",
     core.CORRUPT: "rotten: its bytes did not match their checksum",
     core.OVER_QUOTA: "evicted to keep its namespace within its quota",
+    core.EXPIRED: "expired: nobody had used it again when its time was over",
     core.ABANDONED: "reserved but never committed",
 }
 

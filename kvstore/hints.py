@@ -8,7 +8,7 @@ from kvstore._core import hint as core
 from kvstore._core import index
 from kvstore.arrays import Keys
 from kvstore.expiry import Expiry
-from kvstore.hint import Hint
+from kvstore.hint import Hint, checked_hint
 from kvstore.pins import Pins
 
 if TYPE_CHECKING:
@@ -26,7 +26,8 @@ class Hints:
         self.pins = Pins(store.mover)
 
     def held(self, ns: int, grip: Grip, hint: Hint) -> None:
-        """About the chain that these leases are on."""
+        """About the chain that these leases are on. Errors: InvalidRequest for what is no Hint; they end then."""
+        checked_hint(hint)
         ids = grip.ids()
         if len(ids):
             with self._store.lock:

@@ -20,7 +20,7 @@ NEAR, FAR = 0, 1
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What the mover may hold under way; from the `mover` section of the configuration."""
+    """What the mover may hold under way, and the store may keep for callers; from the configuration."""
 
     near_nbytes: int
     writeback_queue_blocks: int = 1 << 16
@@ -28,6 +28,9 @@ class Limits:
     write_nbytes_per_s: int = 0
     scrub_nbytes_per_s: int = 0  # 0: no scrubbing
     write_nbytes_per_day: int = 0
+    leases_max: int = 1 << 16  # of pins; those of callers have a table, and as many, of their own
+    pins_nbytes_max: int = 0  # 0: a tenth of near_nbytes
+    ttl_blocks_max: int = 1 << 20
     batches: policy.WriteBack = field(default_factory=policy.WriteBack)
 
 

@@ -23,6 +23,7 @@ from kvstore.errors import InvalidRequest, LimitExceeded, TierRefused, Unavailab
 from kvstore.explain import why_absent
 from kvstore.feed import Feed
 from kvstore.handle import Namespace
+from kvstore.hints import Hints
 from kvstore.mover import Mover
 from kvstore.namespace import NamespaceSpec
 from kvstore.quota import Quotas
@@ -69,7 +70,7 @@ class BlockStore(Watching):
         self.abandoned: deque[tuple[Ids, int]] = deque()
         self._reserved: deque[tuple[int, Ids, Words]] = deque()
         self._ttl_us = reservation_ttl_ms * 1000
-        self.quotas = Quotas(mover)
+        self.quotas, self.hints = Quotas(mover), Hints(self)
         self._specs: dict[int, NamespaceSpec] = {}
         self._numbers: dict[str, int] = {}
         self._opened: set[int] = set()
@@ -261,6 +262,7 @@ class BlockStore(Watching):
 
     def _chore(self) -> None:
         self.settle_locked()
+        self.hints.step()
         self.feed.step()
 
     # ---- the whole store ----
@@ -313,20 +315,16 @@ class BlockStore(Watching):
                     tiers[self.far_name]["dropped"] = self.num_dropped + self.far.num_dropped
             lookups = self.index.lookups()
             lookups["blocks_far"] = lookups["blocks_found"] - lookups["blocks_near"]
+            lookups["leases_in_use"] -= self.hints.pins.num_leases
             return {
                 "lookups": lookups,
                 "traffic": {"put_nbytes": self.mover.put.put_nbytes, "got_nbytes": self.got_nbytes},
                 "tiers": tiers,
                 "index": counts | {"nbytes_per_entry": self.index.nbytes_per_entry, "events": self.feed.num_events},
                 "mover": self.mover.stats(),
+                "policy": self.hints.stats(),
                 "namespaces": {
-                    spec.title: {
-                        "tenant": spec.tenant,
-                        "blocks": self.index.num_blocks(number),
-                        "block_nbytes": spec.block_nbytes,
-                        "used_nbytes": self.quotas.used_nbytes(number),
-                        "quota_nbytes": self.quotas.quota_nbytes(number),
-                    }
+                    spec.title: {"tenant": spec.tenant, **self.quotas.stats(number)}
                     for number, spec in self._specs.items()
                 },
             }
