@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from kvstore._core import hint as core
-from kvstore._core import index
 from kvstore.arrays import Keys
 from kvstore.expiry import Expiry
 from kvstore.hint import Hint, checked_hint
@@ -37,9 +36,8 @@ class Hints:
         """About the stored prefix of a chain; how long that is."""
         with self._store.lock:
             num_blocks: int = self._index.match(keys, ns)[0]
-            ids = self._index.find(keys[num_blocks - 1 : num_blocks], ns) if num_blocks else ()
-            if len(ids) and ids[0] != index.NONE:
-                self._give(ns, int(ids[0]), hint)
+            for deepest in self._index.find(keys[max(0, num_blocks - 1) : num_blocks], ns).tolist():
+                self._give(ns, deepest, hint)  # NONE: it has gone since
         return num_blocks
 
     def _give(self, ns: int, deepest: int, hint: Hint) -> None:

@@ -117,7 +117,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "reservation": {"_core.put", "hint", "room"},
     "expiry": {"_core.hint", "_core.index", "clock"},
     "pins": {"_core.index", "_core.lease"},
-    "hints": {"_core.hint", "_core.index", "expiry", "hint", "pins"},
+    "hints": {"_core.hint", "expiry", "hint", "pins"},
     "arrivals": {"_core.lease", "tiers.base"},
     "handle": {
         *("arrivals", "_core.lease", "checks", "copying", "durability", "hashing", "hint", "lease"),
@@ -162,13 +162,22 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "service.attaching": {"_core.attach", "_core.put", "config", "service.endpoints", "store"},
     "service.bulk": {
-        *("_core.transfer", "frames", "lease", "putting", "room", "service.calls", "service.identity"),
-        *("service.limits", "service.namespaces", "v1.kvstore_pb2"),
+        *("_core.transfer", "frames", "hint", "lease", "putting", "room", "service.calls", "service.hints"),
+        *("service.identity", "service.limits", "service.namespaces", "v1.kvstore_pb2"),
     },
+    "service.hints": {"hint", "service.calls", "service.identity", "service.namespaces", "v1.kvstore_pb2"},
     "service.statistics": {"service.attaching", "service.identity", "service.limits", "store"},
     "service.control": {
-        *("config", "events", "namespace", "service.attaching", "service.calls", "service.identity"),
-        *("service.limits", "service.namespaces", "service.statistics", "service.tiers", "store", "v1.kvstore_pb2"),
+        *("config", "events", "namespace", "service.attaching", "service.calls", "service.hints"),
+        *(
+            "service.identity",
+            "service.limits",
+            "service.namespaces",
+            "service.statistics",
+            "service.tiers",
+            "store",
+            "v1.kvstore_pb2",
+        ),
     },
     "service.watches": {
         *("_core.events", "events", "feed", "service.calls", "service.identity", "service.limits"),
@@ -202,21 +211,23 @@ MAY_IMPORT: dict[str, set[str]] = {
     "client.streams": {"client.blocks", "client.link", "frames", "v1.kvstore_pb2"},
     "client.putting": {"client.blocks", "client.streams", "copying", "v1.kvstore_pb2"},
     "client.lease": {"client.blocks", "copying"},
-    "client.room": {"client.blocks", "client.streams", "copying"},
+    "client.hints": {"checks", "client.link", "hint", "v1.kvstore_pb2"},
+    "client.room": {"client.blocks", "client.hints", "client.streams", "copying", "hint"},
     "client.handle": {
-        *("checks", "client.blocks", "client.lease", "client.link", "client.putting", "client.room"),
-        *("client.streams", "clock", "copying", "hashing", "namespace", "v1.kvstore_pb2"),
+        *("checks", "client.blocks", "client.hints", "client.lease", "client.link", "client.putting"),
+        *("client.room", "client.streams", "clock", "copying", "hashing", "hint", "namespace", "v1.kvstore_pb2"),
     },
     # a daemon's memory in this process: the verbs over the same leases, rooms and copies as embedded
     "client.attachment": {"_core.arena", "_core.lease", "_core.link"},
     "client.space": {
-        *("_core.link", "client.attachment", "clock", "copying", "hashing", "namespace", "room", "tiers.base"),
+        *("_core.link", "client.attachment", "clock", "copying", "hashing", "hint", "namespace", "room"),
+        "tiers.base",
     },
     "client.coming": {"_core.lease", "client.space"},
     "client.attached": {
         *("checks", "client.attachment", "client.coming", "client.handle", "client.lease", "client.link"),
-        *("client.putting", "client.room", "client.space", "copying", "lease", "namespace", "putting", "room"),
-        "v1.kvstore_pb2",
+        *("client.putting", "client.room", "client.space", "copying", "hint", "lease", "namespace"),
+        *("putting", "room", "v1.kvstore_pb2"),
     },
     "client.watch": {"client.handle", "client.link", "events", "v1.kvstore_pb2"},
     "client.store": {
