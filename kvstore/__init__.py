@@ -6,6 +6,7 @@ from kvstore.config import Config
 from kvstore.embedded import open
 from kvstore.errors import KVStoreError
 from kvstore.handle import Namespace
+from kvstore.hint import Hint
 from kvstore.namespace import NamespaceSpec
 from kvstore.store import BlockStore
 
@@ -13,6 +14,7 @@ __all__ = [
     "BlockLayout",
     "BlockStore",
     "Config",
+    "Hint",
     "KVStoreError",
     "Lookup",
     "Match",

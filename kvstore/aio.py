@@ -84,7 +84,7 @@ class Room(_Released):
 class Namespace(_Wrapper):
     """As kvstore.Namespace; every verb but `keys` is a coroutine."""
 
-    _awaited = frozenset({"match", "get", "put", "make_durable", "remove", "clear", "explain"})
+    _awaited = frozenset({"match", "get", "put", "make_durable", "remove", "clear", "explain", "hint", "pin", "unpin"})
 
     async def lease(self, *arguments: Any, **named: Any) -> Lease:
         """As Namespace.lease."""

@@ -174,6 +174,31 @@ class Mover(_Section):
     )
 
 
+class Policy(_Section):
+    """Which blocks stay, and what callers may say about that."""
+
+    eviction: Literal["gittins", "lru", "s3fifo", "arc"] = Field(
+        default="gittins",
+        description="Order in which blocks leave, and whether a new one is worth a place.",
+    )
+    ghosts_max: int = Field(
+        default=1_000_000,
+        ge=0,
+        le=1 << 30,
+        description="Blocks that are not stored and that the gittins policy may remember, up to 72 bytes each.",
+    )
+
+    pins_nbytes_max: ByteSize = Field(
+        default=ByteSize(0),
+        ge=0,
+        le=TIER_NBYTES_MAX,
+        description="Bytes of blocks that may be pinned at a time; 0 is a tenth of host.nbytes.",
+    )
+    ttl_blocks_max: int = Field(
+        default=1 << 20, ge=0, le=1 << 26, description="Blocks of chains with a time to live; further ones get none."
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Setting:
     """One setting as it is in force, for `--show-config`."""
@@ -194,6 +219,7 @@ class Config(BaseSettings):
     disk: Disk = Disk()
     index: Index = Index()
     mover: Mover = Mover()
+    policy: Policy = Policy()
     serve: Serve = Serve()
     _origins: dict[str, str] = PrivateAttr(default_factory=dict)
 

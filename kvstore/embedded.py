@@ -107,7 +107,7 @@ def _open(config: Config, *, shared: bool) -> BlockStore:
 
 
 def _assembled(config: Config, near: HostTier, far: Tier | None) -> EmbeddedStore:
-    index = Index(config.entries_max)
+    index = Index(config.entries_max, policy=config.policy.eviction, ghosts_max=config.policy.ghosts_max)
     events.keep(index, config.index.events_max)
     clock = SystemClock()
     limits = Limits(
@@ -117,6 +117,9 @@ def _assembled(config: Config, near: HostTier, far: Tier | None) -> EmbeddedStor
         write_nbytes_per_s=config.mover.write_nbytes_per_s,
         scrub_nbytes_per_s=config.mover.scrub_nbytes_per_s,
         write_nbytes_per_day=config.mover.write_nbytes_per_day,
+        leases_max=config.index.leases_max,
+        pins_nbytes_max=config.policy.pins_nbytes_max,
+        ttl_blocks_max=config.policy.ttl_blocks_max,
     )
     return EmbeddedStore(
         index=index,

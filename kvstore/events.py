@@ -43,6 +43,7 @@ class Reason(enum.IntEnum):
     REMOVED = 3  # somebody asked for it
     CORRUPT = 4  # its bytes, or those of a block that it extends, did not match their checksum
     OVER_QUOTA = 6  # evicted to keep its namespace or tenant within its quota
+    EXPIRED = 7  # its time to live was over, and nobody had used it again
 
     @classmethod
     def _missing_(cls, value: object) -> Reason:

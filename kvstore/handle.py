@@ -18,11 +18,12 @@ from kvstore.block import BlockLayout, Match, PutResult
 from kvstore.checks import checked_keys, duration_us, whole_number
 from kvstore.copying import Located
 from kvstore.errors import InvalidRequest, LimitExceeded, Unavailable
+from kvstore.hint import Hint, checked_hint, seconds_us
 from kvstore.lease import Lease
 from kvstore.namespace import NamespaceSpec
 from kvstore.putting import fill_and_commit
 from kvstore.reservation import Reservation
-from kvstore.room import Grant, Room
+from kvstore.room import Grant, Room, Told
 from kvstore.tiers.base import Places
 
 if TYPE_CHECKING:
@@ -77,12 +78,12 @@ class Namespace:
             by_tier[self._store.far_name] = far
         return Match(num_blocks, by_tier, self._mover.load_us(far, self.number) if far else 0)
 
-    def lease(self, keys: Keys, deadline_ms: float | None = None) -> Lease:
+    def lease(self, keys: Keys, deadline_ms: float | None = None, *, hint: Hint | None = None) -> Lease:
         """Protect the longest prefix of `keys` that is readable before the deadline (None: wait for all of it).
 
         What cannot be here in time is left out (it counts as `pending`). deadline_ms=0 never waits, but what is far is
         on its way then: ask again. Room for what comes near is made as for a put: for up to the configured put_wait_ms
-        no block leaves that has no far copy.
+        no block leaves that has no far copy. `hint`: what is known of the request, as in `hint`.
 
         Errors: InvalidRequest for malformed keys, LimitExceeded over the number of blocks that can be leased at a time.
         """
@@ -91,6 +92,8 @@ class Namespace:
         keys = checked_keys(keys)
         deadline_us = None if deadline_ms is None else self._deadline_us(deadline_ms)
         grip = self._leases.acquire(keys, True, self.number)
+        if hint is not None:
+            self._store.hints.held(self.number, grip, hint)
         if grip.is_near:
             return Lease(self, grip, len(keys))
         arrivals = Arrivals(self, self._store, keys, grip, deadline_us)
@@ -107,7 +110,9 @@ class Namespace:
             grip.release()
         return self._leases.acquire(keys, counted=False, ns=self.number)
 
-    def get(self, keys: Keys, out: Any = None, deadline_ms: float | None = None) -> tuple[int, Any]:
+    def get(
+        self, keys: Keys, out: Any = None, deadline_ms: float | None = None, *, hint: Hint | None = None
+    ) -> tuple[int, Any]:
         """Copy the leading readable blocks out: (how many, `out` or a new uint8 array (num_blocks, block_nbytes)).
 
         `out`: a writable array of at least as many rows, or a list of buffers. Errors: as lease; InvalidRequest when
@@ -120,6 +125,8 @@ class Namespace:
         keys = checked_keys(keys)
         deadline_us = None if deadline_ms is None else self._deadline_us(deadline_ms)
         grip = self._leases.acquire(keys, True, self.number)
+        if hint is not None:
+            self._store.hints.held(self.number, grip, hint)
         if not grip.is_near:
             return self._get_far(keys, grip, out, deadline_us)
         with Lease(self, grip, len(keys)) as lease:
@@ -178,24 +185,28 @@ class Namespace:
 
     # ---- writing ----
 
-    def reserve(self, keys: Keys, shard: int = 0, deadline_ms: float | None = None) -> Room:
+    def reserve(
+        self, keys: Keys, shard: int = 0, deadline_ms: float | None = None, *, hint: Hint | None = None
+    ) -> Room:
         """Places for what of the chain `keys` is not stored yet, one shard's part of each block.
 
         `keys` is the whole chain from the first block of the prompt. `deadline_ms`: how long it may wait for
         write-back to make room before it drops blocks that have no far copy yet (None: the configured put_wait_ms).
-        Errors: InvalidRequest for malformed keys or a wrong shard. What gets no place is in Room.rejected.
+        `hint`: what is known of the request, unless the commit says something else. Errors: InvalidRequest for
+        malformed keys or a wrong shard. What gets no place is in Room.rejected.
         """
         keys, shard = checked_keys(keys), self._checked_shard(shard)
-        return Room(self, shard, self._reserve(keys, shard, deadline_ms))
+        grant = self._reserve(keys, shard, deadline_ms, checked_hint(hint))
+        return Room(self, shard, grant, Told(hint, lambda given: self.hint(keys, given)))
 
     def _checked_shard(self, shard: int) -> int:
         return whole_number("shard", shard, 0, self.spec.shards - 1)
 
-    def _reserve(self, keys: Keys, shard: int, deadline_ms: float | None) -> Grant:
+    def _reserve(self, keys: Keys, shard: int, deadline_ms: float | None, hint: Hint | None) -> Grant:
         store = self._store
         store.check_open()
         wait_us = duration_us("deadline_ms", store.put_wait_ms if deadline_ms is None else deadline_ms)
-        return Reservation(self, store, keys, shard).run(store.clock.now_us() + wait_us)
+        return Reservation(self, store, keys, shard, hint).run(store.clock.now_us() + wait_us)
 
     def check_stop(self, grip: Grip, num_keys: int) -> None:
         """Errors: LimitExceeded when the lease table had no room for all of the leases; they end then."""
@@ -215,20 +226,21 @@ class Namespace:
         block_ids: Any = None,
         deadline_ms: float | None = None,
         durable: bool = False,
+        hint: Hint | None = None,
     ) -> PutResult:
         """Store the blocks of the chain `keys` from position `start` on; what is there already is not copied.
 
         `blocks`: array (len(keys) - start, part_nbytes), a list of as many buffers, or, with a `layout`, tensors and
         the `block_ids` of their rows. `durable`: return when they, and those before them, are on disk, or when the
-        deadline (30 s without one) shows that they will not be; PutResult.durable says which. Errors: InvalidRequest
-        for wrong shapes; nothing is stored then.
+        deadline (30 s without one) shows that they will not be; PutResult.durable says which. `hint`: what is known of
+        the request, as in `hint`. Errors: InvalidRequest for wrong shapes; nothing is stored then.
         """
         self._store.check_open()
-        keys, shard = checked_keys(keys), self._checked_shard(shard)
+        keys, shard, hint = checked_keys(keys), self._checked_shard(shard), checked_hint(hint)
         if not durable:
-            return self._put(keys, blocks, start, shard, layout, block_ids, deadline_ms)
+            return self._put(keys, blocks, start, shard, layout, block_ids, deadline_ms, hint)
         began_us, wait_us = self._store.clock.now_us(), durability.wait_us(deadline_ms)
-        result = self._put(keys, blocks, start, shard, layout, block_ids, deadline_ms)
+        result = self._put(keys, blocks, start, shard, layout, block_ids, deadline_ms, hint)
         left_ms = max(0, began_us + wait_us - self._store.clock.now_us()) / 1000
         return replace(result, durable=not result.rejected and self.make_durable(keys, left_ms))
 
@@ -248,11 +260,42 @@ class Namespace:
         layout: BlockLayout | None,
         block_ids: Any,
         deadline_ms: float | None,
+        hint: Hint | None,
     ) -> PutResult:
         start = whole_number("start", start, 0, len(keys))
         sources = self.locate(blocks, layout, block_ids, writable=False).require(len(keys) - start)
-        grant = self._reserve(keys, shard, deadline_ms)
-        return fill_and_commit(self, grant, sources, start=start, shard=shard)
+        grant = self._reserve(keys, shard, deadline_ms, hint)
+        result = fill_and_commit(self, grant, sources, start=start, shard=shard)
+        if hint is not None:
+            self._store.hints.known(self.number, keys, hint)
+        return result
+
+    # ---- what callers know ----
+
+    def hint(self, keys: Keys, hint: Hint) -> int:
+        """Say what is known of the request behind the stored prefix of `keys`; how many blocks that is. It is no use of
+        them. Errors: InvalidRequest."""
+        self._store.check_open()
+        keys = checked_keys(keys)
+        if checked_hint(hint) is None:
+            raise InvalidRequest("hint=None says nothing; give a kvstore.Hint")
+        return self._store.hints.known(self.number, keys, hint)
+
+    def pin(self, keys: Keys, ttl_s: float) -> int:
+        """Keep the stored prefix of `keys` from eviction for so long, or until `unpin`; how many blocks that is. By the
+        same keys again it begins anew. Removal takes pinned blocks all the same; a restart forgets pins. Errors:
+        InvalidRequest; LimitExceeded over policy.pins_nbytes_max or index.leases_max, and nothing has changed."""
+        self._store.check_open()
+        keys, ttl_us = checked_keys(keys), seconds_us("ttl_s", ttl_s)
+        with self._lock:
+            return self._store.hints.pins.pin(self.number, keys, ttl_us)
+
+    def unpin(self, keys: Keys) -> int:
+        """End the pins that were asked for by these keys, or a beginning of them; how many blocks no pin is on now."""
+        self._store.check_open()
+        keys = checked_keys(keys)
+        with self._lock:
+            return self._store.hints.pins.unpin(keys)
 
     def remove(self, keys: Keys) -> int:
         """Remove these blocks and every stored block that extends one of them; returns how many went."""

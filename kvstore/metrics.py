@@ -27,7 +27,7 @@ COUNTERS = frozenset(
         *("index.spared", "mover.written_blocks", "mover.promoted_blocks", "mover.carried_blocks"),
         *("mover.skipped_writes", "mover.failed_writes", "mover.failed_reads", "mover.corrupt_blocks"),
         *("mover.scrubbed_blocks", "mover.scrub_rotten_blocks", "mover.scrub_rounds", "mover.defects"),
-        *("traffic.put_nbytes", "traffic.got_nbytes"),
+        *("traffic.put_nbytes", "traffic.got_nbytes", "index.hints", "policy.ttl_ignored", "policy.expired_blocks"),
         *("mover.write_nbytes", "mover.write_us", "mover.read_nbytes", "mover.read_us"),
         *("service.calls", "service.refused", "service.sent_nbytes", "service.received_nbytes"),
     }

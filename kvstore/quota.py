@@ -106,6 +106,15 @@ class Quotas:
         allowed = int(max(0, min(num_blocks, free // slot)))
         return allowed, allowed < min(num_blocks, quota_nbytes // slot)
 
+    def stats(self, ns: int) -> dict[str, int]:
+        """Numbers of a namespace."""
+        return {
+            "blocks": self._space.index.num_blocks(ns),
+            "block_nbytes": self._space.sizes[ns].block_nbytes,
+            "used_nbytes": self.used_nbytes(ns),
+            "quota_nbytes": self.quota_nbytes(ns),
+        }
+
     def text(self, ns: int) -> str:
         """Quotas and use, for reasons."""
         text = f"quota_nbytes={self.quota_nbytes(ns)}, of which {self.used_nbytes(ns)} are used"

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from kvstore.arrays import Ids
 from kvstore.block import BlockLayout, PutResult
 from kvstore.errors import LeaseExpired, LimitExceeded
+from kvstore.hint import Hint, checked_hint
 from kvstore.tiers.base import Places
 
 if TYPE_CHECKING:
@@ -30,6 +31,13 @@ class Grant(NamedTuple):
     places: Places  # of the same, in the arena; fixed until the blocks are committed
     present: int  # blocks that were stored before
     rejected: Mapping[int, str]  # the others: position and reason
+
+
+class Told(NamedTuple):
+    """What a reservation was told of its request, and whom a commit tells."""
+
+    hint: Hint | None
+    tell: Callable[[Hint], object]
 
 
 class Granting(Protocol):
@@ -84,8 +92,8 @@ class Room:
     Nobody may write through a view after the commit.
     """
 
-    def __init__(self, namespace: Granting, shard: int, grant: Grant) -> None:
-        self._namespace, self._shard = namespace, shard
+    def __init__(self, namespace: Granting, shard: int, grant: Grant, told: Told) -> None:
+        self._namespace, self._shard, self._told = namespace, shard, told
         self.wanted, self._ids, self._places, self.present, self.rejected = grant
         self._ending = Ending(namespace, self._ids, shard)
         self._window: Window | None = None
@@ -116,17 +124,21 @@ class Room:
         sources = self._namespace.locate(blocks, layout, block_ids, writable=False).require(len(self._ids))
         self._namespace.copy_in(self._places, self._shard, sources, None)
 
-    def commit(self) -> PutResult:
+    def commit(self, *, hint: Hint | None = None) -> PutResult:
         """Make the blocks visible, parents before children; with shards, once every rank has committed its part.
+        `hint`: what is known of the request by now, instead of what `reserve` was told.
 
         Errors: LeaseExpired when blocks of it were undone before (time-out, removal); the others became visible.
         LimitExceeded when views are still in use and their blocks cannot be leased; everything is undone then.
         """
         self._check_open()
+        hint = self._told.hint if checked_hint(hint) is None else hint
         if self._window is not None and self._window.close():
             self._hold()
         lost = self._namespace.commit(self._ids, self._shard)
         self._open = False
+        if hint is not None:
+            self._told.tell(hint)
         if lost:
             text = f"{lost} of {len(self._ids)} reserved blocks were undone before the commit"
             raise LeaseExpired(text, lost)  # never by a name: the frame would hold the views as long as the traceback

@@ -15,13 +15,11 @@ from numpy.typing import NDArray
 from kvstore._core import simulation as core
 from kvstore._core.simulation import Hits, Requests, Simulation
 from kvstore.errors import InvalidRequest, LimitExceeded
-from kvstore.trace import BLOCK_TOKENS, Request
+from kvstore.policy import FULL_BLOCKS_ONLY
+from kvstore.trace import Request
 
 OPT, INFINITE = "opt", "infinite"
 CHUNK = 200  # requests between two words of progress
-# Policies of a store that takes full blocks only, as `put` does. The others are baselines: they keep the partial block
-# at the end of a prompt like any other, as published numbers do. It counts as asked for either way.
-FULL_BLOCKS_ONLY = frozenset({"gittins"})
 STOPS = {"tool_use": core.STOP_TOOL_USE, "end_turn": core.STOP_END_TURN}
 
 _U32 = NDArray[np.uint32]
@@ -96,14 +94,14 @@ def demand(requests: Iterable[Request]) -> Demand:
         starts=starts,
         ends_partial=np.array([_ends_partial(request) for request in all_requests], dtype=bool),
         times_ms=np.array([request.timestamp_ms for request in all_requests], dtype=np.uint64),
-        output_tokens=np.array([request.output_tokens for request in all_requests], dtype=np.uint32),
+        output_tokens=np.array([request.output_tokens or core.TOKENS_UNKNOWN for request in all_requests], dtype=np.uint32),
         stops=np.array([STOPS.get(request.stop_reason, core.STOP_UNKNOWN) for request in all_requests], dtype=np.uint8),
         num_unique=len(unique),
     )
 
 
 def _ends_partial(request: Request) -> bool:
-    return len(request.block_ids) > request.input_tokens // BLOCK_TOKENS
+    return len(request.block_ids) > request.num_full
 
 
 def _require_chains(named: _U32, ids: NDArray[np.intp], starts: NDArray[np.uint64]) -> None:

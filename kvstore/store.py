@@ -23,6 +23,7 @@ from kvstore.errors import InvalidRequest, LimitExceeded, TierRefused, Unavailab
 from kvstore.explain import why_absent
 from kvstore.feed import Feed
 from kvstore.handle import Namespace
+from kvstore.hints import Hints
 from kvstore.mover import Mover
 from kvstore.namespace import NamespaceSpec
 from kvstore.quota import Quotas
@@ -46,8 +47,6 @@ class BlockStore(Watching):
     Safe to use from several threads. Lookups and leases take no lock; whatever changes the store takes one.
     """
 
-    policy_name = "lru"
-
     def __init__(
         self,
         *,
@@ -69,7 +68,7 @@ class BlockStore(Watching):
         self.abandoned: deque[tuple[Ids, int]] = deque()
         self._reserved: deque[tuple[int, Ids, Words]] = deque()
         self._ttl_us = reservation_ttl_ms * 1000
-        self.quotas = Quotas(mover)
+        self.quotas, self.hints = Quotas(mover), Hints(self)
         self._specs: dict[int, NamespaceSpec] = {}
         self._numbers: dict[str, int] = {}
         self._opened: set[int] = set()
@@ -211,18 +210,20 @@ class BlockStore(Watching):
         return int(self.index.num_free)
 
     def why_full(self, ns: int, what: str) -> str:
-        """Why new blocks of a namespace get no place: "memory", "index" or "quota" is full."""
+        """Why new blocks of a namespace get no place: "memory", "index" or "quota" is full, or "worth" decided."""
         if what == "quota":
             return f"over the quota, and nothing more within it can go: {self.quotas.text(ns)}"
+        if what == "worth":
+            return f"bypassed by {self.index.policy}: everything that could make room is worth more"
         if what == "index":
             return f"no free index entry: index.entries_max={self.index.counts()['entries_max']}"
         return f"no room in memory: host.nbytes={self.near_capacity} is leased or being written"
 
-    def explain(self, ns: int, block_id: int, reason: int, time_s: int) -> str:
+    def explain(self, ns: int, block_id: int, reason: int, time_s: int, value: float | None) -> str:
         """Where a block is read from, or, if it has no id, why it is not there."""
         if block_id == core.NONE:
             age_s = self.clock.time_s() - time_s
-            text = why_absent(reason, age_s, self.policy_name, has_far=self.far is not None)
+            text = why_absent(reason, age_s, value, self.index.policy, has_far=self.far is not None)
             text += f"; the {self.far_name} tier is detached" if self.attachment.is_detached else ""
             return f"{text} ({self.quotas.text(ns)})" if reason == core.OVER_QUOTA else text
         ids = np.array([block_id], dtype=np.uint32)
@@ -261,6 +262,7 @@ class BlockStore(Watching):
 
     def _chore(self) -> None:
         self.settle_locked()
+        self.hints.step()
         self.feed.step()
 
     # ---- the whole store ----
@@ -313,20 +315,16 @@ class BlockStore(Watching):
                     tiers[self.far_name]["dropped"] = self.num_dropped + self.far.num_dropped
             lookups = self.index.lookups()
             lookups["blocks_far"] = lookups["blocks_found"] - lookups["blocks_near"]
+            lookups["leases_in_use"] -= self.hints.pins.num_leases
             return {
                 "lookups": lookups,
                 "traffic": {"put_nbytes": self.mover.put.put_nbytes, "got_nbytes": self.got_nbytes},
                 "tiers": tiers,
                 "index": counts | {"nbytes_per_entry": self.index.nbytes_per_entry, "events": self.feed.num_events},
                 "mover": self.mover.stats(),
+                "policy": self.hints.stats(),
                 "namespaces": {
-                    spec.title: {
-                        "tenant": spec.tenant,
-                        "blocks": self.index.num_blocks(number),
-                        "block_nbytes": spec.block_nbytes,
-                        "used_nbytes": self.quotas.used_nbytes(number),
-                        "quota_nbytes": self.quotas.quota_nbytes(number),
-                    }
+                    spec.title: {"tenant": spec.tenant, **self.quotas.stats(number)}
                     for number, spec in self._specs.items()
                 },
             }

@@ -287,7 +287,8 @@ static kv_reservation *note(kv_attach *attach, kv_client *client, const kv_chain
         return NULL;
     }
     *reservation = (kv_reservation){.number = number, .ns = (uint16_t)chain->ns,
-                                    .shard = (uint8_t)chain->shard, .num_ids = num_mine, .ids = ids, .words = words};
+                                    .shard = (uint8_t)chain->shard, .num_ids = num_mine, .ids = ids, .words = words,
+                                    .hint = chain->hint};
     reservation->nbytes = num_mine * attach->index->namespaces[chain->ns].slot_nbytes;
     reservation->expires_us = kv_now_us() + (int64_t)attach->limits.reservation_ttl_ms * 1000;
     client->reserved_nbytes += reservation->nbytes;
@@ -364,8 +365,7 @@ static int park(kv_attach *attach, kv_client *client, const kv_chain *chain, enu
 
 static int try_reserve(kv_attach *attach, kv_client *client, const kv_chain *chain, uint32_t flags) {
     kv_wish wish = {.keys = (const uint8_t *)(chain + 1), .num_keys = chain->num_keys, .shard = chain->shard,
-                    .flags = flags & ~(uint32_t)KV_LATE, .ns = (uint16_t)chain->ns,
-                    .hint = {.output_tokens = UINT32_MAX}};
+                    .flags = flags & ~(uint32_t)KV_LATE, .ns = (uint16_t)chain->ns, .hint = chain->hint};
     kv_grant grant = {.plan = attach->plan, .ids = attach->ids, .places = attach->places};
     attach->index->now_s = (uint32_t)time(NULL);
     enum kv_put_code code = kv_put_reserve(attach->put, &attach->table, &wish, &grant);
@@ -391,7 +391,8 @@ static int try_reserve(kv_attach *attach, kv_client *client, const kv_chain *cha
 static int is_chain(const kv_client *client, ssize_t nbytes) {
     const kv_chain *chain = (const kv_chain *)client->request;
     return nbytes >= (ssize_t)sizeof *chain && chain->num_keys >= 1 && chain->num_keys <= KV_ATTACH_KEYS_MAX &&
-           nbytes == (ssize_t)(sizeof *chain + (size_t)chain->num_keys * KV_KEY_NBYTES) && chain->shard < KV_SHARDS_MAX;
+           nbytes == (ssize_t)(sizeof *chain + (size_t)chain->num_keys * KV_KEY_NBYTES) && chain->shard < KV_SHARDS_MAX &&
+           kv_hint_is_valid(&chain->hint);
 }
 
 /* The limit of one client that a reservation of this chain would be over now, or 0. */
@@ -437,6 +438,14 @@ static int serve_retry(kv_attach *attach, kv_client *client, ssize_t nbytes) {
     return try_reserve(attach, client, (const kv_chain *)parked->request, flags | KV_AGAIN);
 }
 
+static uint32_t commit(kv_attach *attach, const kv_reservation *reservation) {
+    KV_AS_WRITER(attach->index); /* until the policy has been told no id becomes another block's */
+    uint32_t num_lost = kv_put_commit(attach->put, reservation->ids, reservation->num_ids, reservation->shard);
+    if (kv_hint_is_given(&reservation->hint))
+        kv_index_hint_last(attach->index, reservation->ids, reservation->num_ids, &reservation->hint);
+    return num_lost;
+}
+
 static int serve_end(kv_attach *attach, kv_client *client, ssize_t nbytes, int is_commit) {
     const kv_end *end = (const kv_end *)client->request;
     if (nbytes != sizeof *end) return malformed(attach, client, KV_STATUS_MALFORMED);
@@ -445,7 +454,7 @@ static int serve_end(kv_attach *attach, kv_client *client, ssize_t nbytes, int i
     kv_ended ended = {.head = answer_to(client, KV_STATUS_OK, 0)};
     attach->index->now_s = (uint32_t)time(NULL);
     if (is_commit)
-        ended.num_lost = kv_put_commit(attach->put, reservation->ids, reservation->num_ids, reservation->shard);
+        ended.num_lost = commit(attach, reservation);
     else
         kv_put_abandon(attach->put, reservation->ids, reservation->num_ids, reservation->shard);
     if (is_commit) COUNTED(attach, attach->counts.num_committed++);

@@ -16,6 +16,7 @@ typedef struct {
     uint64_t *words; /* state words, as they were at first */
     uint64_t nbytes;
     int64_t expires_us;
+    kv_hint hint;
 } kv_reservation;
 
 /* A reservation that waits for room; one at most, another one is told to come again. */

@@ -7,8 +7,10 @@
 
 #include <stdint.h>
 
+#include "hint.h"
+
 #define KV_ATTACH_MAGIC 0x3141766bU /* "kvA1" */
-#define KV_ATTACH_VERSION 1
+#define KV_ATTACH_VERSION 2
 #define KV_ATTACH_KEYS_MAX 8192 /* 256 KiB: what a datagram may have where wmem_max is the default */
 #define KV_TICKET_NBYTES 16
 #define KV_ATTACH_FDS_MAX 3
@@ -71,8 +73,9 @@ typedef struct {
     kv_message head;
     uint32_t ns, shard; /* shard: 0 to PROMOTE */
     uint32_t deadline_ms, num_keys;
+    kv_hint hint; /* of RESERVE: the policy is told at the commit; KV_NO_HINT to PROMOTE */
 } kv_chain;
-_Static_assert(sizeof(kv_chain) == 32, "docs/formats.md says so");
+_Static_assert(sizeof(kv_chain) == 40, "docs/formats.md says so");
 
 /* Instead of a place: */
 #define KV_AT_PRESENT UINT32_MAX        /* stored already */

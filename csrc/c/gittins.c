@@ -19,6 +19,7 @@
 
 #define START_TICK (1u << 28)  /* blocks may have been used before there was a policy */
 #define SAME_TICKS 7500u       /* two minutes: a reservation so long after a lookup may belong to it */
+#define NEXT_TICKS 312u        /* five seconds: prompts are put piece by piece, as they are computed */
 #define RETRY_TICKS 62u        /* a second: a lookup so soon after another may be the same one */
 #define HELD_TICKS 62u         /* leased candidates are not offered again for so long */
 #define HELD_MAX 256           /* of them are listed again in one call */
@@ -231,6 +232,16 @@ static int is_lookup(const kv_ranks *ranks, uint32_t cohort, uint32_t ticks) {
     return ranks->cohorts.cohorts[cohort].is_lookup && age_of(ranks, cohort) <= ticks;
 }
 
+/* Is this the next piece of a prompt that was being put just now? Its lookup came before the first piece, and would have
+ * been seen if it had found anything. */
+static int is_next_piece(const kv_ranks *ranks, const uint32_t *known, uint32_t num_known) {
+    if (num_known == 0) return 0;
+    const kv_known *last = known_at(ranks, known[num_known - 1]);
+    return last->ended && ranks->now - last->ended <= NEXT_TICKS && ranks->now != last->ended &&
+           !ranks->cohorts.cohorts[last->cohort].is_lookup &&
+           !ranks->cohorts.cohorts[known_at(ranks, known[0])->cohort].is_lookup;
+}
+
 /* Move a known block into the cohort of this request; `id` where it is stored. */
 static void move(kv_index *index, kv_run *run, uint32_t number, uint32_t id, enum kv_parting how) {
     kv_ranks *ranks = index->ranks;
@@ -300,18 +311,21 @@ static void gittins_asked(kv_index *index, const kv_request *request) {
     if (known == NULL || request->num_keys == 0) return;
     set_now(index);
     const uint32_t num_known = find_known(index, request, known);
+    const int is_piece = is_next_piece(ranks, known, num_known);
     kv_traits traits = {KV_PACE_UNKNOWN, request->num_keys - num_known, request->hint};
     if (num_known > 0) {
         const kv_known *last = known_at(ranks, known[num_known - 1]);
-        traits.pace_ds = is_lookup(ranks, last->cohort, SAME_TICKS) ? last->pace_ds : pace_after(ranks, last);
+        const int is_told = is_piece || is_lookup(ranks, last->cohort, SAME_TICKS);
+        traits.pace_ds = is_told ? last->pace_ds : pace_after(ranks, last);
     }
+    for (uint32_t i = num_known; is_piece && i-- > 0 && known_at(ranks, known[i])->freq == 1;) traits.num_new++;
     kv_run run = run_of(&traits, 0);
     uint32_t above = 0;
     for (uint32_t i = 0; i < request->num_keys; i++) {
         uint32_t number = known[i];
         const uint64_t home = kv_home(index, request->keys + (size_t)i * KV_KEY_NBYTES);
         if (number && known_at(ranks, number)->fingerprint == home) {
-            const int is_same = is_lookup(ranks, known_at(ranks, number)->cohort, SAME_TICKS);
+            const int is_same = is_piece || is_lookup(ranks, known_at(ranks, number)->cohort, SAME_TICKS);
             const int is_stored = request->ids[i] != KV_NONE && ranks->known_of[request->ids[i]] == number;
             move(index, &run, number, is_stored ? request->ids[i] : KV_NONE, is_same ? KV_PART_MOVED : KV_PART_ASKED);
         } else {

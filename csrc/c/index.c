@@ -230,21 +230,6 @@ void kv_index_detach(kv_index *index, uint32_t id) {
     kv_index_bare(index, parent);
 }
 
-void kv_index_note_ghost(kv_index *index, uint32_t id, enum kv_reason reason) {
-    uint8_t key[KV_KEY_NBYTES];
-    kv_record_key(&index->records[id], key);
-    uint64_t home = kv_home(index, key);
-    index->ghosts[home % KV_GHOSTS] = (kv_ghost){home, index->now_s, reason};
-}
-
-enum kv_reason kv_index_ghost(const kv_index *index, const uint8_t *key, uint32_t *time_s) {
-    KV_AS_WRITER(index);
-    uint64_t home = kv_home(index, key);
-    const kv_ghost *ghost = &index->ghosts[home % KV_GHOSTS];
-    *time_s = ghost->time_s;
-    return ghost->fingerprint == home && ghost->reason != KV_NEVER ? (enum kv_reason)ghost->reason : KV_NEVER;
-}
-
 static kv_ns *ns_of(const kv_index *index, uint32_t id) { return &index->namespaces[index->records[id].ns]; }
 static uint64_t slot_nbytes(const kv_index *index, uint32_t id) { return ns_of(index, id)->slot_nbytes; }
 static int is_complete(const kv_index *index, uint32_t id) {

@@ -109,6 +109,7 @@ typedef struct {
     uint64_t num_removed; /* waiting for their last lease */
     uint64_t near_nbytes, far_nbytes, writing_nbytes;
     uint64_t evicted_near, evicted_far, dropped_unwritten, spared;
+    uint64_t num_hints; /* that the policy was told */
 } kv_counts;
 
 typedef struct {
@@ -129,7 +130,8 @@ typedef struct {
 typedef struct {
     uint64_t fingerprint;
     uint32_t time_s;
-    uint32_t reason; /* kv_reason */
+    uint16_t reason; /* kv_reason */
+    uint16_t level;  /* what it was worth to a policy with levels, + 1; 0: not known */
 } kv_ghost;
 
 enum kv_reason {
@@ -140,6 +142,8 @@ enum kv_reason {
     KV_WAS_CORRUPT = 4,
     KV_WAS_ABANDONED = 5, /* reserved, never committed */
     KV_WAS_OVER_QUOTA = 6, /* evicted to make room within its namespace */
+    KV_WAS_EXPIRED = 7,    /* its time was over, and nobody had used it again */
+    KV_WAS_BYPASSED = 8,   /* never stored: everything that could have made room was worth more */
 };
 
 #define KV_GHOSTS (1u << 16)
@@ -290,7 +294,10 @@ uint32_t kv_index_walk_far(const kv_index *index, kv_walk *walk, uint32_t first,
 /* VALID blocks with a far copy and an access later than number `since`. */
 uint32_t kv_index_walk_used(const kv_index *index, kv_walk *walk, uint32_t since, uint32_t *ids);
 
-enum kv_reason kv_index_ghost(const kv_index *index, const uint8_t *key, uint32_t *time_s);
+/* Why a block is absent; with a reason but KV_NEVER also when it left, and its level + 1 then, or 0. */
+kv_ghost kv_index_ghost(const kv_index *index, const uint8_t *key);
+/* A block was not stored although a caller wanted it. */
+void kv_index_note_bypass(kv_index *index, const uint8_t *key, uint32_t level);
 
 /* Audit: child counts, orders, counters and buckets against the records. 0, or the number of the broken rule. */
 int kv_index_check(const kv_index *index);

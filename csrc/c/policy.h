@@ -10,7 +10,6 @@
 #define KV_POLICY_H
 
 #include "hint.h"
-#include "index.h"
 
 #define KV_LEVEL_ANY UINT32_MAX /* above every level */
 
@@ -57,7 +56,8 @@ struct kv_policy {
     uint32_t (*level)(const kv_index *index, uint32_t id);
     /* `id` leaves the index: it is in no order any more, and still has its key. */
     void (*gone)(kv_index *index, uint32_t id);
-    /* Something is known now about the last request of the chain that ends at `deepest`. */
+    /* Something is known now about the last request of the chain that ends at `deepest`, a visible block. That is no
+     * access. */
     void (*hint)(kv_index *index, uint32_t deepest, const kv_hint *hint);
     /* Do a bounded piece of what can wait: at most some hundred microseconds. */
     void (*tend)(kv_index *index);

@@ -218,6 +218,18 @@ static const uint32_t *appraise(kv_put *put, const kv_wish *wish, const kv_grant
     return put->levels;
 }
 
+/* The last wanted ones got no place. */
+static void note_bypassed(kv_put *put, const kv_wish *wish, const kv_grant *grant, const kv_want *want) {
+    uint32_t number = 0;
+    put->num_bypassed += want->num_bypassed;
+    for (uint32_t i = 0; i < wish->num_keys; i++) {
+        if (grant->plan[i] != KV_WANTED) continue;
+        if (number >= want->num - want->num_bypassed)
+            kv_index_note_bypass(put->index, wish->keys + (size_t)i * KV_KEY_NBYTES, want->levels[number]);
+        number++;
+    }
+}
+
 static enum kv_put_code begin(kv_put *put, const kv_wish *wish, kv_grant *grant) {
     kv_index *index = put->index;
     grant->num_wanted = kv_index_plan(index, wish->keys, wish->num_keys, wish->shard, grant->plan, grant->ids);
@@ -241,7 +253,7 @@ static enum kv_put_code begin(kv_put *put, const kv_wish *wish, kv_grant *grant)
     grant->num_places = kv_index_begin(index, wish->keys, wish->num_keys, wish->shard, wish->ns, grant->plan, grant->ids,
                                        grant->places, (uint32_t)given);
     give_back(put, wish->ns, grant->places + grant->num_places, (uint32_t)given - grant->num_places);
-    put->num_bypassed += want.num_bypassed;
+    if (want.num_bypassed > 0) note_bypassed(put, wish, grant, &want);
     return KV_PUT_OK;
 }
 

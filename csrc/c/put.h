@@ -76,7 +76,7 @@ typedef struct {
     const uint8_t *keys; /* the whole chain from the first block of the prompt */
     uint32_t num_keys, shard, flags; /* kv_put_flag */
     uint16_t ns;
-    kv_hint hint;
+    kv_hint hint; /* KV_NO_HINT: none was given */
 } kv_wish;
 
 /* The answer to a wish; the arrays have room for num_keys. */

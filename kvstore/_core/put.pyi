@@ -18,6 +18,7 @@ NO_MEMORY: int
 LATE: int
 PAST_QUOTA: int
 PAST_ENTRIES: int
+AGAIN: int
 WHY: tuple[str, str, str]
 
 _Ids = NDArray[np.uint32]
@@ -28,7 +29,14 @@ class PutPath:
     def __new__(cls, index: Index, arena: Arena, near_nbytes: int, queue_blocks: int, has_far: bool) -> Self: ...
     def set_far(self, has_far: bool) -> None: ...
     def reserve(
-        self, leases: LeaseTable, keys: NDArray[np.uint8] | bytes, ns: int, shard: int, flags: int, now_s: int
+        self,
+        leases: LeaseTable,
+        keys: NDArray[np.uint8] | bytes,
+        ns: int,
+        shard: int,
+        flags: int,
+        now_s: int,
+        hint: tuple[int, int, int] | None = None,
     ) -> tuple[Any, ...]: ...
     def commit(self, ids: _Ids, shard: int, now_s: int) -> int: ...
     def abandon(self, ids: _Ids, shard: int, now_s: int) -> None: ...

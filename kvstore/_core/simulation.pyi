@@ -4,6 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import disjoint_base
 
+TOKENS_UNKNOWN: int
 STOP_UNKNOWN: int
 STOP_TOOL_USE: int
 STOP_END_TURN: int

@@ -21,10 +21,11 @@ from kvstore.client.room import RemoteRoom
 from kvstore.client.space import Space
 from kvstore.copying import Located
 from kvstore.errors import AccessDenied, LeaseExpired, LimitExceeded, Unavailable
+from kvstore.hint import Hint, checked_hint
 from kvstore.lease import Lease
 from kvstore.namespace import NamespaceSpec
 from kvstore.putting import fill_and_commit
-from kvstore.room import Grant, Room
+from kvstore.room import Grant, Room, Told
 from kvstore.v1 import kvstore_pb2 as pb
 
 if TYPE_CHECKING:
@@ -91,16 +92,20 @@ class AttachedNamespace(RemoteNamespace):
         by_tier = {name: num for name, num in zip(space.tiers, (near, far), strict=True) if num}
         return Match(num_blocks, by_tier, space.load_us(far))
 
-    def lease(self, keys: Keys, deadline_ms: float | None = None) -> Lease | RemoteLease:  # type: ignore[override]
-        """As Namespace.lease."""
+    def lease(  # type: ignore[override]
+        self, keys: Keys, deadline_ms: float | None = None, *, hint: Hint | None = None
+    ) -> Lease | RemoteLease:
+        """As Namespace.lease; a `hint` is a call."""
         space = self._attached()
         if space is None:
-            return super().lease(keys, deadline_ms)
+            return super().lease(keys, deadline_ms, hint=hint)
         keys = checked_keys(keys)
         if deadline_ms is not None:
             duration_us("deadline_ms", deadline_ms)
         known = space.known_by(keys) if space.seed else keys
         grip = space.leases.acquire(known, True, space.number)
+        if hint is not None:
+            self.hint(keys, hint)
         if grip.is_near:
             return Lease(space, grip, len(keys))
         coming = self._coming(space, keys, known, grip, deadline_ms)
@@ -114,11 +119,13 @@ class AttachedNamespace(RemoteNamespace):
         near = space.tiers[0]
         return Coming(space, known, grip, lambda: super(AttachedNamespace, self).prefetch(keys, near, deadline_ms))
 
-    def get(self, keys: Keys, out: Any = None, deadline_ms: float | None = None) -> tuple[int, Any]:
-        """As Namespace.get."""
+    def get(
+        self, keys: Keys, out: Any = None, deadline_ms: float | None = None, *, hint: Hint | None = None
+    ) -> tuple[int, Any]:
+        """As Namespace.get; a `hint` is a call."""
         space = self._attached()
         if space is None:
-            return super().get(keys, out, deadline_ms)
+            return super().get(keys, out, deadline_ms, hint=hint)
         if out is not None:
             space.locate(out, None, None, writable=True)
         keys = checked_keys(keys)
@@ -126,6 +133,8 @@ class AttachedNamespace(RemoteNamespace):
             duration_us("deadline_ms", deadline_ms)
         known = space.known_by(keys)
         grip = space.leases.acquire(known, True, space.number)
+        if hint is not None:
+            self.hint(keys, hint)
         coming = self._coming(space, keys, known, grip, deadline_ms)
         try:
             coming.settle()
@@ -138,20 +147,29 @@ class AttachedNamespace(RemoteNamespace):
 
     # ---- writing ----
 
-    def reserve(self, keys: Keys, shard: int = 0, deadline_ms: float | None = None) -> Room | RemoteRoom:  # type: ignore[override]
+    def reserve(  # type: ignore[override]
+        self, keys: Keys, shard: int = 0, deadline_ms: float | None = None, *, hint: Hint | None = None
+    ) -> Room | RemoteRoom:
         """As Namespace.reserve."""
         space = self._attached()
-        keys, shard = checked_keys(keys), self._checked_shard(shard)
+        keys, shard, hint = checked_keys(keys), self._checked_shard(shard), checked_hint(hint)
         if space is None or not space.takes(keys):
-            return super().reserve(keys, shard, deadline_ms)
+            return super().reserve(keys, shard, deadline_ms, hint=hint)
         if deadline_ms is not None:
             duration_us("deadline_ms", deadline_ms)
         try:
-            reserved, grant = space.reserve(space.known_by(keys), shard, deadline_ms)
+            reserved, grant = space.reserve(space.known_by(keys), shard, deadline_ms, hint)
         except Unavailable:
             nbytes = self.spec.part_nbytes
             return RemoteRoom(None, dict.fromkeys(range(len(keys)), UNAVAILABLE), nbytes, nbytes)
-        return Room(reserved, shard, grant)
+        known = hint if len(grant.ids) else None
+        return Room(reserved, shard, grant, Told(hint, lambda given: self._tell(keys, given, known)))
+
+    def _tell(self, keys: Keys, hint: Hint, known: Hint | None) -> None:
+        """Say by a call what the attach socket has not said already: the time to live is the store's, which is not
+        there, and what was reserved went with `known`."""
+        if hint != known or hint.ttl_s is not None:
+            self.hint(keys, hint)
 
     def put(
         self,
@@ -164,30 +182,40 @@ class AttachedNamespace(RemoteNamespace):
         block_ids: Any = None,
         deadline_ms: float | None = None,
         durable: bool = False,
+        hint: Hint | None = None,
     ) -> PutResult:
         """As Namespace.put."""
         space = self._attached()
-        keys, shard = checked_keys(keys), self._checked_shard(shard)
+        keys, shard, hint = checked_keys(keys), self._checked_shard(shard), checked_hint(hint)
         if space is None or not space.takes(keys):
             arguments: dict[str, Any] = {"start": start, "shard": shard, "layout": layout, "block_ids": block_ids}
-            return super().put(keys, blocks, deadline_ms=deadline_ms, durable=durable, **arguments)
+            return super().put(keys, blocks, deadline_ms=deadline_ms, durable=durable, hint=hint, **arguments)
         began_us = self._clock.now_us()
         if deadline_ms is not None:
             duration_us("deadline_ms", deadline_ms)
         start = whole_number("start", start, 0, len(keys))
         sources = space.locate(blocks, layout, block_ids, writable=False).require(len(keys) - start)
-        result = self._put(space, keys, sources, start, shard, deadline_ms)
+        result = self._put(space, keys, sources, start, shard, deadline_ms, hint)
+        if hint is not None:
+            self._tell(keys, hint, hint if result.stored else None)
         if not durable or result.rejected:
             return result
         left_ms = None if deadline_ms is None else max(0.0, deadline_ms - (self._clock.now_us() - began_us) / 1000)
         return replace(result, durable=self.make_durable(keys, left_ms))
 
     def _put(
-        self, space: Space, keys: Keys, sources: Located, start: int, shard: int, deadline_ms: float | None
+        self,
+        space: Space,
+        keys: Keys,
+        sources: Located,
+        start: int,
+        shard: int,
+        deadline_ms: float | None,
+        hint: Hint | None,
     ) -> PutResult:
         grant: Grant | None = None
         try:
-            reserved, grant = space.reserve(space.known_by(keys), shard, deadline_ms)
+            reserved, grant = space.reserve(space.known_by(keys), shard, deadline_ms, hint)
             return fill_and_commit(reserved, grant, sources, start=start, shard=shard)
         except (Unavailable, LeaseExpired):  # the daemon has gone meanwhile
             present = grant.present if grant is not None else 0

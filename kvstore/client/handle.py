@@ -16,6 +16,7 @@ from kvstore.arrays import Keys
 from kvstore.block import BlockLayout, Match, PutResult
 from kvstore.checks import checked_keys, duration_us, whole_number
 from kvstore.client.blocks import Collected, Copied
+from kvstore.client.hints import Hinting, sent
 from kvstore.client.lease import RemoteLease
 from kvstore.client.link import Link, Stale
 from kvstore.client.putting import UNAVAILABLE, Put, rejections
@@ -24,6 +25,7 @@ from kvstore.client.streams import Reading, Writing, transfer_s
 from kvstore.clock import SystemClock
 from kvstore.copying import Located, locate
 from kvstore.errors import InvalidRequest, Unavailable
+from kvstore.hint import Hint
 from kvstore.namespace import NamespaceSpec
 from kvstore.v1 import kvstore_pb2 as pb
 
@@ -31,7 +33,7 @@ T = TypeVar("T")
 _SPEC_FIELDS = pb.NamespaceSpec.DESCRIPTOR.fields
 
 
-class RemoteNamespace:
+class RemoteNamespace(Hinting):
     """As kvstore.Namespace, in a daemon. Made by RemoteStore.namespace; safe to use from several threads.
 
     While the daemon is gone a match or lease finds nothing and a put is rejected; afterwards the namespace is opened
@@ -130,37 +132,39 @@ class RemoteNamespace:
         except Unavailable:
             return Match(0)
 
-    def lease(self, keys: Keys, deadline_ms: float | None = None) -> RemoteLease:
+    def lease(self, keys: Keys, deadline_ms: float | None = None, *, hint: Hint | None = None) -> RemoteLease:
         """As Namespace.lease; the blocks are copied here, and a `deadline_ms` is for those that are far."""
         self._check_open()
         keys = checked_keys(keys)
         sink = Collected(self.spec.block_nbytes)
-        headers = self._read(keys, deadline_ms, sink)
+        headers = self._read(keys, deadline_ms, sink, hint)
         lease = RemoteLease(sink.blocks, len(keys), self.spec.block_nbytes)
         if headers:
             lease.pending, lease.load_us = headers[-1].num_pending, headers[-1].load_us
             lease.num_promoted = sum(header.num_promoted for header in headers)
         return lease
 
-    def get(self, keys: Keys, out: Any = None, deadline_ms: float | None = None) -> tuple[int, Any]:
+    def get(
+        self, keys: Keys, out: Any = None, deadline_ms: float | None = None, *, hint: Hint | None = None
+    ) -> tuple[int, Any]:
         """As Namespace.get."""
         self._check_open()
         found = None if out is None else locate(out, self.spec.block_nbytes, None, None, writable=True)
         keys = checked_keys(keys)
         if found is None:
             sink = Collected(self.spec.block_nbytes)
-            self._read(keys, deadline_ms, sink)
+            self._read(keys, deadline_ms, sink, hint)
             made = np.empty((len(sink.blocks), self.spec.block_nbytes), dtype=np.uint8)
             for row, block in zip(made, sink.blocks, strict=True):
                 row[:] = np.frombuffer(block, dtype=np.uint8)
             return len(made), made
-        return self._read_into(keys, deadline_ms, found), out
+        return self._read_into(keys, deadline_ms, found, hint), out
 
-    def _read(self, keys: Keys, deadline_ms: float | None, sink: Collected) -> list[pb.ReadHeader]:
+    def _read(self, keys: Keys, deadline_ms: float | None, sink: Collected, hint: Hint | None) -> list[pb.ReadHeader]:
         """Read the prefix in as many calls as its size needs; the headers of the calls."""
         headers: list[pb.ReadHeader] = []
         for _, part in self._calls(keys):
-            reading = self._reading(part, deadline_ms)
+            reading = self._reading(part, deadline_ms, hint)
             if reading is None:
                 break
             headers.append(reading.header)
@@ -168,10 +172,10 @@ class RemoteNamespace:
                 break
         return headers
 
-    def _read_into(self, keys: Keys, deadline_ms: float | None, out: Located) -> int:
+    def _read_into(self, keys: Keys, deadline_ms: float | None, out: Located, hint: Hint | None) -> int:
         num_copied = 0
         for first, part in self._calls(keys):
-            reading = self._reading(part, deadline_ms)
+            reading = self._reading(part, deadline_ms, hint)
             if reading is None:
                 break
             num_blocks = reading.header.num_blocks
@@ -193,13 +197,14 @@ class RemoteNamespace:
         for first in range(0, len(keys), most):
             yield first, keys[first : first + most]
 
-    def _reading(self, keys: Keys, deadline_ms: float | None) -> Reading | None:
+    def _reading(self, keys: Keys, deadline_ms: float | None, hint: Hint | None) -> Reading | None:
         """A Read that has begun; None while the daemon is gone."""
         if deadline_ms is not None:
             duration_us("deadline_ms", deadline_ms)
+        message = sent(hint)
 
         def begin(handle: int) -> Reading:
-            request = pb.ReadRequest(namespace=handle, keys=keys.tobytes(), deadline_ms=deadline_ms)
+            request = pb.ReadRequest(namespace=handle, keys=keys.tobytes(), deadline_ms=deadline_ms, hint=message)
             call_s = self._call_s(deadline_ms, len(keys) * self.spec.block_nbytes)
             return Reading(self._link, request, len(keys), call_s)
 
@@ -244,13 +249,15 @@ class RemoteNamespace:
 
     # ---- writing ----
 
-    def reserve(self, keys: Keys, shard: int = 0, deadline_ms: float | None = None) -> RemoteRoom:
+    def reserve(
+        self, keys: Keys, shard: int = 0, deadline_ms: float | None = None, *, hint: Hint | None = None
+    ) -> RemoteRoom:
         """As Namespace.reserve; the blocks of one room are those that one call may carry, ask again for the rest."""
         self._check_open()
         keys, shard = checked_keys(keys), self._checked_shard(shard)
         nbytes = self.spec.part_nbytes
         try:
-            writing = self._writing(keys, 0, shard, deadline_ms)
+            writing = self._writing(keys, 0, shard, deadline_ms, hint)
         except Unavailable:
             return RemoteRoom(None, dict.fromkeys(range(len(keys)), UNAVAILABLE), nbytes, nbytes)
         return RemoteRoom(writing, rejections(writing.grant), nbytes, self._link.capabilities.piece_nbytes_max)
@@ -258,13 +265,14 @@ class RemoteNamespace:
     def _checked_shard(self, shard: int) -> int:
         return whole_number("shard", shard, 0, self.spec.shards - 1)
 
-    def _writing(self, keys: Keys, start: int, shard: int, deadline_ms: float | None) -> Writing:
+    def _writing(self, keys: Keys, start: int, shard: int, deadline_ms: float | None, hint: Hint | None) -> Writing:
         if deadline_ms is not None:
             duration_us("deadline_ms", deadline_ms)
+        message = sent(hint)
 
         def begin(handle: int) -> Writing:
             header = pb.WriteHeader(
-                namespace=handle, keys=keys.tobytes(), start=start, shard=shard, deadline_ms=deadline_ms
+                namespace=handle, keys=keys.tobytes(), start=start, shard=shard, deadline_ms=deadline_ms, hint=message
             )
             return Writing(self._link, header, self._link.capabilities.call_ms_max / 1000)
 
@@ -281,6 +289,7 @@ class RemoteNamespace:
         block_ids: Any = None,
         deadline_ms: float | None = None,
         durable: bool = False,
+        hint: Hint | None = None,
     ) -> PutResult:
         """As Namespace.put; blocks that are stored already do not travel."""
         began_us = self._clock.now_us()
@@ -289,7 +298,8 @@ class RemoteNamespace:
         start = whole_number("start", start, 0, len(keys))
         sources = locate(blocks, self.spec.part_nbytes, layout, block_ids, writable=False).require(len(keys) - start)
         result = Put(len(keys), start, sources, self.spec.part_nbytes).run(
-            lambda at: self._writing(keys, at, shard, deadline_ms), lambda: self._link.capabilities.piece_nbytes_max
+            lambda at: self._writing(keys, at, shard, deadline_ms, hint),
+            lambda: self._link.capabilities.piece_nbytes_max,
         )
         if not durable or result.rejected:
             return result

@@ -11,9 +11,11 @@ from numpy.typing import NDArray
 
 from kvstore.block import BlockLayout, PutResult
 from kvstore.client.blocks import copy_blocks, encoded
+from kvstore.client.hints import sent
 from kvstore.client.streams import Writing
 from kvstore.copying import locate
 from kvstore.errors import LeaseExpired, Unavailable
+from kvstore.hint import Hint
 
 
 class RemoteRoom:
@@ -60,15 +62,15 @@ class RemoteRoom:
         for number, message in enumerate(encoded(sources, range(len(self.wanted)), nbytes, nbytes)):
             copy_blocks(own, number, 0, memoryview(message)[-nbytes:], nbytes)
 
-    def commit(self) -> PutResult:
-        """Send the blocks and make them visible. Errors: LeaseExpired when blocks of it were undone before, or the
-        daemon has gone."""
-        memory = memoryview(self._memory())
+    def commit(self, *, hint: Hint | None = None) -> PutResult:
+        """Send the blocks and make them visible; `hint` as for Room.commit. Errors: LeaseExpired when blocks of it were
+        undone before, or the daemon has gone."""
+        message, memory = sent(hint), memoryview(self._memory())
         self._open = False
         if self._writing is None:
             return PutResult(0, self.present, self.rejected)
         try:
-            result = self._writing.commit(self._pieces(memory))
+            result = self._writing.commit(self._pieces(memory), message)
         except Unavailable as error:
             raise LeaseExpired(f"the reservation is gone: {error}") from None
         if result.num_lost:

@@ -16,6 +16,7 @@ from kvstore.client.attachment import Attachment
 from kvstore.clock import SystemClock
 from kvstore.copying import Located
 from kvstore.errors import LeaseExpired, Unavailable
+from kvstore.hint import Hint
 from kvstore.namespace import NamespaceSpec
 from kvstore.room import BUSY_REASON, Grant
 from kvstore.tiers.base import Places
@@ -64,10 +65,13 @@ class Space:
 
     # ---- reservations ----
 
-    def reserve(self, keys: Keys, shard: int, deadline_ms: float | None) -> tuple[Reserved, Grant]:
+    def reserve(
+        self, keys: Keys, shard: int, deadline_ms: float | None, hint: Hint | None = None
+    ) -> tuple[Reserved, Grant]:
         """Places for what is not stored of the chain `keys`, which the index knows by these. Errors: Unavailable,
         InvalidRequest, LimitExceeded, AccessDenied."""
         attachment, began_us = self.attachment, CLOCK.now_us()
+        numbers = None if hint is None else hint.numbers
 
         def wait_ms() -> int:
             if deadline_ms is None:
@@ -76,14 +80,14 @@ class Space:
 
         attachment.settle()
         pause_s = PAUSE_S_MIN
-        answer = attachment.link.reserve(keys, self.number, shard, wait_ms())
+        answer = attachment.link.reserve(keys, self.number, shard, wait_ms(), numbers)
         while isinstance(answer, int):
             attachment.ended.wait(pause_s)
             pause_s = min(2 * pause_s, PAUSE_S_MAX)
             if answer:
                 answer = attachment.link.retry(answer, len(keys))
             else:
-                answer = attachment.link.reserve(keys, self.number, shard, wait_ms())
+                answer = attachment.link.reserve(keys, self.number, shard, wait_ms(), numbers)
         reservation, positions, ids, places, present, refused, why = answer
         rejected = {position: BUSY_REASON if busy else FULL[why] for position, busy in refused}
         return Reserved(self, reservation), Grant(positions, ids, places, present, rejected)

@@ -14,7 +14,6 @@ from kvstore.client.link import Link
 from kvstore.errors import Unavailable
 from kvstore.v1 import kvstore_pb2 as pb
 
-COMMIT = pb.WriteRequest(commit=pb.WriteCommit()).SerializeToString()
 NBYTES_PER_S_MIN = 32 << 20  # a stream that is slower than this counts as stuck
 
 
@@ -90,10 +89,10 @@ class Writing:
             raise Unavailable(f"{self._link.target} answered a Write with {reply.WhichOneof('kind')}, not a {kind}")
         return reply
 
-    def commit(self, pieces: Iterable[bytes]) -> pb.WriteResult:
-        """Send the pieces and make the blocks visible. Errors: Unavailable."""
+    def commit(self, pieces: Iterable[bytes], hint: pb.RequestHint | None = None) -> pb.WriteResult:
+        """Send the pieces and make the blocks visible; `hint` instead of the header's. Errors: Unavailable."""
         self._outbox.put(pieces)
-        self._outbox.put([COMMIT])
+        self._outbox.put([pb.WriteRequest(commit=pb.WriteCommit(hint=hint)).SerializeToString()])
         self._outbox.put(None)
         return self._next("result").result
 

@@ -10,10 +10,12 @@ import numpy as np
 from kvstore import frames
 from kvstore._core import transfer
 from kvstore.errors import InvalidRequest, LeaseExpired, LimitExceeded
+from kvstore.hint import Hint
 from kvstore.lease import Lease
 from kvstore.putting import PREFIX_GONE
 from kvstore.room import Room
 from kvstore.service.calls import parsed, remaining_ms
+from kvstore.service.hints import hint_in
 from kvstore.service.identity import Caller
 from kvstore.service.limits import Held, Limits
 from kvstore.service.namespaces import Namespaces, Opened
@@ -29,13 +31,16 @@ class Bulk:
     def read(self, caller: Caller, request: pb.ReadRequest, context: grpc.ServicerContext) -> Iterator[bytes]:
         """As the protocol says."""
         opened = self._namespaces.get(caller, request.namespace, "read")
+        hint = hint_in(request)
+        if hint is not None:
+            caller.rule.require("write")  # it says which blocks stay
         wanted_ms = request.deadline_ms if request.HasField("deadline_ms") else None
         left_ms = remaining_ms(context, wanted_ms, self._limits.call_ms_max)
         keys = opened.keys(request.keys)
         nbytes = len(keys) * opened.namespace.spec.block_nbytes
         if len(keys) > 1 and nbytes > self._limits.call_nbytes_max:
             raise LimitExceeded(f"{len(keys)} blocks of {nbytes} bytes: call_nbytes_max={self._limits.call_nbytes_max}")
-        with self._held.long_call(caller.client), opened.namespace.lease(keys, left_ms) as lease:
+        with self._held.long_call(caller.client), opened.namespace.lease(keys, left_ms, hint=hint) as lease:
             nbytes = lease.num_blocks * opened.namespace.spec.block_nbytes
             with self._held.blocks(caller.client, nbytes, leased=lease.num_blocks):
                 yield from self._sent(lease, opened.namespace.spec.block_nbytes)
@@ -64,7 +69,8 @@ class Bulk:
             left_ms = remaining_ms(context, header.deadline_ms if has_deadline else None, self._limits.call_ms_max)
             keys, num_considered = self._considered(opened, header)
             deadline_ms = left_ms if has_deadline else None  # None: as the store is configured
-            with opened.namespace.reserve(keys[:num_considered], header.shard, deadline_ms) as room:
+            hint = hint_in(header)
+            with opened.namespace.reserve(keys[:num_considered], header.shard, deadline_ms, hint=hint) as room:
                 nbytes = len(room.wanted) * opened.namespace.spec.part_nbytes
                 with self._held.blocks(caller.client, nbytes, reserved=len(room.wanted)):
                     yield from self._received(room, requests, header.start, num_considered, opened)
@@ -94,21 +100,21 @@ class Bulk:
         )
         yield pb.WriteReply(grant=grant).SerializeToString()
         if wanted:
-            self._fill(room, requests, opened.namespace.spec.part_nbytes)
+            commit = self._fill(room, requests, opened.namespace.spec.part_nbytes)
         else:
-            _require_commit(next(requests, b""))
-        lost = _lost(room) if wanted else 0
+            commit = _commit(next(requests, b""))
+        lost = 0 if gone else _lost(room, hint_in(commit))
         result = pb.WriteResult(num_stored=len(wanted) - lost, num_lost=lost)
         yield pb.WriteReply(result=result).SerializeToString()
 
-    def _fill(self, room: Room, requests: Iterator[bytes], part_nbytes: int) -> None:
-        """Copy every piece to its place, and take the commit."""
+    def _fill(self, room: Room, requests: Iterator[bytes], part_nbytes: int) -> pb.WriteCommit:
+        """Copy every piece to its place; the commit that follows them."""
         views = room.views
         at, end = 0, len(views) * part_nbytes
         for message in requests:
             data = frames.decode_data(message)
             if data is None:
-                _require_commit(message)
+                commit = _commit(message)
                 break
             if not 0 < len(data) <= min(end - at, self._limits.piece_nbytes_max):
                 raise InvalidRequest(f"a piece of {len(data)} bytes where {end - at} of {end} bytes are to come")
@@ -118,12 +124,13 @@ class Bulk:
             raise InvalidRequest(f"the stream ended after {at} of {end} bytes and without a commit")
         if at < end:
             raise InvalidRequest(f"a commit after {at} of {end} bytes")
+        return commit
 
 
-def _lost(room: Room) -> int:
+def _lost(room: Room, hint: Hint | None) -> int:
     """Commit; how many blocks had been undone before."""
     try:
-        room.commit()
+        room.commit(hint=hint)
     except LeaseExpired as error:
         if not error.num_lost:
             raise
@@ -155,10 +162,12 @@ def _header(message: bytes) -> pb.WriteHeader:
     return request.header
 
 
-def _require_commit(message: bytes) -> None:
-    kind = parsed(pb.WriteRequest, message).WhichOneof("kind")
+def _commit(message: bytes) -> pb.WriteCommit:
+    request = parsed(pb.WriteRequest, message)
+    kind = request.WhichOneof("kind")
     if kind != "commit":
         raise InvalidRequest(f"{kind or 'an empty message or the end of the stream'} where a commit was expected")
+    return request.commit
 
 
 def _grouped(rejected: dict[int, str]) -> list[pb.Rejection]:

@@ -16,6 +16,7 @@ from kvstore.events import IDLE_MS
 from kvstore.namespace import NamespaceSpec
 from kvstore.service.attaching import Attaching
 from kvstore.service.calls import Methods, remaining_ms
+from kvstore.service.hints import Hints
 from kvstore.service.identity import Caller
 from kvstore.service.limits import HANDLES_MAX, Held, Limits
 from kvstore.service.namespaces import Namespaces
@@ -68,6 +69,7 @@ class Control:
             "MakeDurable": (self.make_durable, pb.MakeDurableRequest),
             "Flush": (self.flush, pb.FlushRequest),
             "Stats": (self.stats, pb.StatsRequest),
+            **Hints(self._namespaces).methods(),
         }
 
     def capabilities(self, caller: Caller, request: pb.GetCapabilitiesRequest, _: grpc.ServicerContext) -> Message:

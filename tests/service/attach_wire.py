@@ -15,7 +15,7 @@ import subprocess
 import sys
 from typing import Any, NamedTuple
 
-MAGIC, VERSION = 0x3141766B, 1
+MAGIC, VERSION = 0x3141766B, 2
 OPEN, RESERVE, COMMIT, ABANDON, PROMOTE, BYE, RETRY = range(1, 8)
 OK, MALFORMED, WRONG_VERSION, DENIED, LIMIT, UNKNOWN, FOREIGN, CLOSING, MEMORY, WAIT = range(10)
 LIMIT_LEASES, LIMIT_RESERVATIONS, LIMIT_RESERVED = 2, 3, 4
@@ -29,9 +29,13 @@ def head(kind: int, *, magic: int = MAGIC, status: int = 0, number: int = 1, det
     return struct.pack("<IHHII", magic, kind, status, number, detail)
 
 
-def chain(ns: int, keys: bytes, *, shard: int = 0, deadline_ms: int = 0, num_keys: int | None = None) -> bytes:
-    """The body of RESERVE and PROMOTE."""
-    return struct.pack("<IIII", ns, shard, deadline_ms, len(keys) // 32 if num_keys is None else num_keys) + keys
+NO_HINT = struct.pack("<BbHI", 0, 0, 0, 0xFFFFFFFF)
+
+
+def chain(ns: int, keys: bytes, *, shard: int = 0, num_keys: int | None = None, **other: Any) -> bytes:
+    """The body of RESERVE and PROMOTE; `other`: `deadline_ms` and `hint`."""
+    num_keys = len(keys) // 32 if num_keys is None else num_keys
+    return struct.pack("<IIII", ns, shard, other.get("deadline_ms", 0), num_keys) + other.get("hint", NO_HINT) + keys
 
 
 def ended(reservation: int) -> bytes:

@@ -106,11 +106,16 @@ def test_any_bytes_get_a_named_answer_or_the_end(house: House, kind: int):
         (head(wire.OPEN, detail=1) + bytes(24), wire.MALFORMED),
         (head(0), wire.MALFORMED),
         (head(8), wire.MALFORMED),
-        (head(wire.OPEN) + struct.pack("<II", 2, 0) + bytes(16), wire.WRONG_VERSION),
+        (head(wire.OPEN) + struct.pack("<II", 1, 0) + bytes(16), wire.WRONG_VERSION),
         (head(wire.RESERVE) + chain(1, b""), wire.MALFORMED),
         (head(wire.RESERVE) + chain(1, bytes(32), num_keys=2), wire.MALFORMED),
         (head(wire.RESERVE) + chain(1, bytes(32), num_keys=0xFFFFFFFF), wire.MALFORMED),
         (head(wire.RESERVE) + chain(1, bytes(32), shard=32), wire.MALFORMED),
+        *(
+            (head(wire.RESERVE) + chain(1, bytes(32), hint=struct.pack("<BbHI", *wrong)), wire.MALFORMED)
+            for wrong in ((4, 0, 0, 0), (0, 2, 0, 0), (0, -2, 0, 0), (0, 0, 1, 0))
+        ),
+        (head(wire.PROMOTE) + chain(1, bytes(32), hint=struct.pack("<BbHI", 9, 0, 0, 0)), wire.MALFORMED),
         (head(wire.BYE) + b"x", wire.MALFORMED),
         (bytes(wire.MAGIC & 0xFF), wire.MALFORMED),
         (head(wire.RESERVE) + bytes(1 << 18), wire.MALFORMED),

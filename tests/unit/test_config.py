@@ -87,6 +87,7 @@ def test_every_setting_can_be_given_in_every_way(tmp_path: Path, monkeypatch: py
             "reservation_ttl_ms": 4,
             "put_wait_ms": 5,
         },
+        "policy": {"pins_nbytes_max": 8, "ttl_blocks_max": 9},
         "serve": {
             "socket": str(tmp_path / "socket"),
             "attach": False,
@@ -148,14 +149,15 @@ def test_every_wrong_key_is_listed_with_value_origin_and_range(tmp_path: Path, m
         [
             f"host.prefault = 'soon' (file {path}): must be one of 'background', 'now', 'off'",
             f"host.nbyte = 5 (file {path}): no such setting; did you mean host.nbytes? host has nbytes, prefault",
-            f"hots = {{'nbytes': 1}} (file {path}): no such setting; the sections are host, disk, index, mover, serve",
+            f"hots = {{'nbytes': 1}} (file {path}): no such setting; the sections are host, disk, index, "
+            "mover, policy, serve",
             f"index.leases_max = 1.5 (file {path}): must be a whole number from 64 to 1,048,576",
             "disk.nbytes = '8 gigs' (environment KVSTORE_DISK_NBYTES): must be a size from 0 B to 16 TiB, "
             'as a number of bytes or like "8 GiB"',
             "disk.segments = '3' (environment KVSTORE_DISK_SEGMENTS): no such setting; "
             "did you mean disk.segment_nbytes? disk has path, nbytes, segment_nbytes, free_nbytes_min, io_threads",
             "foo_bar = '4' (environment KVSTORE_FOO_BAR): no such setting; the sections are "
-            "host, disk, index, mover, serve",
+            "host, disk, index, mover, policy, serve",
             "mover.put_wait_ms = -1 (argument): must be a whole number from 0 to 60,000",
         ]
     )
@@ -178,6 +180,8 @@ def test_every_wrong_key_is_listed_with_value_origin_and_range(tmp_path: Path, m
         ("disk.segment_nbytes", "512 MiB", "a size from 0 B to 256 MiB"),
         ("index.entries_max", 2**31 + 1, "a whole number from 0 to 2,147,483,648"),
         ("index.leases_max", 0, "a whole number from 64 to 1,048,576"),
+        ("policy.pins_nbytes_max", -1, 'a size from 0 B to 16 TiB, as a number of bytes or like "8 GiB"'),
+        ("policy.ttl_blocks_max", (1 << 26) + 1, "a whole number from 0 to 67,108,864"),
         ("mover.reservation_ttl_ms", 0, "a whole number from 1 to 86,400,000"),
     ],
 )

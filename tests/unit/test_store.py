@@ -126,19 +126,24 @@ STATS = {
     "index": {
         "entries", "entries_max", "writing", "waiting", "near", "far", "removed_pending", "near_nbytes", "far_nbytes",
         "writing_nbytes", "evicted_near", "evicted_far", "dropped_unwritten", "spared", "nbytes_per_entry", "events",
+        "hints",
     },
     "mover": {
         "queued_blocks", "writes_under_way", "reads_under_way", "written_blocks", "promoted_blocks", "carried_blocks",
         "skipped_writes", "failed_writes", "failed_reads", "corrupt_blocks", "defects", "write_nbytes",
         "write_nbytes_per_s", "read_nbytes", "read_nbytes_per_s", "write_us", "read_us", "scrubbed_blocks",
         "scrub_rotten_blocks", "scrub_rounds", "scrub_age_s", "endurance_left_nbytes", "endurance_used_up"},
+    "policy": {
+        "ttl_chains", "ttl_blocks", "ttl_ignored", "expired_blocks", "pins", "pinned_blocks", "pinned_nbytes",
+        "pins_nbytes_max",
+    },
 }  # fmt: skip
 TIER_STATS = {"blocks", "used_nbytes", "capacity_nbytes", "healthy", "reason", "evicted"}
 
 
 def test_stats_have_all_their_names():
     stats = make_store(far=ObedientTier(64 * BLOCK)).stats()
-    assert stats.keys() == {"lookups", "traffic", "tiers", "index", "mover", "namespaces"}
+    assert stats.keys() == {"lookups", "traffic", "tiers", "index", "mover", "policy", "namespaces"}
     assert {part: set(stats[part]) for part in STATS} == STATS
     assert set(stats["tiers"]["far"]) == TIER_STATS | {"attached"}
     assert set(stats["tiers"]["host"]) == TIER_STATS | {"page_kind", "prefaulted_nbytes"}

@@ -8,6 +8,9 @@ cdef extern from "policies.h" nogil:
     void kv_policy_tend(kv_index *index, uint64_t now_ms)
     uint32_t KV_LEVEL_ANY
 
+cdef extern from "survival.h" nogil:
+    float kv_level_value(uint32_t level)
+
 ctypedef void (*marker)(kv_index *, const uint32_t *, uint32_t, uint8_t *) noexcept nogil
 
 

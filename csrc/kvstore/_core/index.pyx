@@ -21,7 +21,7 @@ KEY_NBYTES = KV_KEY_NBYTES
 SHARDS_MAX = KV_SHARDS_MAX
 PRESENT, BUSY, JOIN, WANTED = 0, 1, 2, 3
 FREE, WRITING, VALID = 0, 1, 2
-NEVER, EVICTED, UNWRITTEN, REMOVED, CORRUPT, ABANDONED, OVER_QUOTA = 0, 1, 2, 3, 4, 5, 6
+NEVER, EVICTED, UNWRITTEN, REMOVED, CORRUPT, ABANDONED, OVER_QUOTA, EXPIRED, BYPASSED = range(9)
 
 def _policies():
     cdef uint32_t number = 0
@@ -108,15 +108,16 @@ cdef class Index(IndexView):
         return out
 
     def ghosts(self, keys):
-        """Why absent blocks are absent, as far as is remembered: (reason, unix seconds) per key."""
+        """Why absent blocks are absent, as far as is remembered: (reason, unix seconds, hits per second that the policy
+        expected of it, or None) per key."""
         cdef Py_buffer view
-        cdef uint32_t i, time_s
-        cdef int reason
+        cdef uint32_t i
+        cdef kv_ghost ghost
         keys_of(keys, &view)
         out = []
         for i in range(<uint32_t>(view.len // KV_KEY_NBYTES)):
-            reason = kv_index_ghost(&self._index, <const uint8_t *>view.buf + <size_t>i * KV_KEY_NBYTES, &time_s)
-            out.append((reason, time_s))
+            ghost = kv_index_ghost(&self._index, <const uint8_t *>view.buf + <size_t>i * KV_KEY_NBYTES)
+            out.append((ghost.reason, ghost.time_s, kv_level_value(ghost.level - 1) if ghost.level else None))
         PyBuffer_Release(&view)
         return out
 
@@ -485,7 +486,7 @@ cdef class Index(IndexView):
             "removed_pending": counts.num_removed, "near_nbytes": counts.near_nbytes,
             "far_nbytes": counts.far_nbytes, "writing_nbytes": counts.writing_nbytes,
             "evicted_near": counts.evicted_near, "evicted_far": counts.evicted_far,
-            "dropped_unwritten": counts.dropped_unwritten, "spared": counts.spared,
+            "dropped_unwritten": counts.dropped_unwritten, "spared": counts.spared, "hints": counts.num_hints,
         }
 
     @property

@@ -9,7 +9,7 @@ import os
 import numpy as np
 
 from kvstore._core.records cimport *
-from kvstore._core.view cimport IndexView, keys_of
+from kvstore._core.view cimport IndexView, hint_of, keys_of
 
 from kvstore.errors import AccessDenied, InvalidRequest, LeaseExpired, LimitExceeded, Unavailable
 
@@ -46,6 +46,7 @@ cdef extern from "link.h" nogil:
     ctypedef struct kv_chain:
         kv_message head
         uint32_t ns, shard, deadline_ms, num_keys
+        kv_hint hint
     ctypedef struct kv_reserved:
         uint32_t reservation, num_keys, num_granted, why
     ctypedef struct kv_end:
@@ -176,8 +177,8 @@ cdef class Link:
         return (reply.ns, reply.rights, reply.arena_nbytes, reply.leases_max, reply.reserved_nbytes_max,
                 reply.lease_ttl_ms, fds)
 
-    def reserve(self, keys, uint32_t ns, uint32_t shard, uint32_t deadline_ms):
-        """Reserve what is not stored of a chain of at most KEYS_MAX keys, waiting for room until the deadline or as
+    def reserve(self, keys, uint32_t ns, uint32_t shard, uint32_t deadline_ms, hint=None):
+        """Reserve what is not stored of a chain of at most KEYS_MAX keys, of which the numbers of a Hint may be known, waiting for room until the deadline or as
         long as the daemon is configured to (WAIT_DEFAULT): (reservation, positions, ids, places, number present,
         [(position, is busy)] of the others, why those got nothing); the reservation is 0 for none. Or a number:
         room is being made, `retry` with it soon, or reserve again if it is 0."""
@@ -193,6 +194,7 @@ cdef class Link:
             request.head.type = KV_MESSAGE_RESERVE
             request.ns, request.shard = ns, shard
             request.deadline_ms, request.num_keys = deadline_ms, num_keys
+            request.hint = hint_of(hint)
             return self._ask_for_places(&request.head, sizeof(request), view.buf, <size_t>view.len, num_keys)
         finally:
             PyBuffer_Release(&view)
@@ -285,6 +287,7 @@ cdef class Link:
         memset(&call, 0, sizeof(call))
         request.head.type = KV_MESSAGE_PROMOTE
         request.ns, request.deadline_ms = ns, deadline_ms
+        request.hint = hint_of(None)
         request.num_keys = <uint32_t>(view.len // KV_KEY_NBYTES)
         call.request, call.request_nbytes = &request.head, sizeof(request)
         call.keys, call.keys_nbytes = view.buf, <size_t>view.len

@@ -3,16 +3,6 @@ from kvstore._core.index cimport Index
 from kvstore._core.records cimport *
 
 
-from libc.stdint cimport int8_t
-
-
-cdef extern from "hint.h" nogil:
-    ctypedef struct kv_hint:
-        uint8_t ending
-        int8_t priority
-        uint32_t output_tokens
-
-
 cdef extern from "put.h" nogil:
     ctypedef struct kv_fresh:
         uint64_t word

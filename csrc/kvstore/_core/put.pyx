@@ -9,7 +9,7 @@ from cpython.mem cimport PyMem_Free, PyMem_Realloc
 import numpy as np
 
 from kvstore._core.lease cimport LeaseTable
-from kvstore._core.view cimport keys_of
+from kvstore._core.view cimport hint_of, keys_of
 
 from kvstore.errors import InvalidRequest
 
@@ -61,8 +61,9 @@ cdef class PutPath:
         self._scratch_keys = num_keys
         return 0
 
-    def reserve(self, LeaseTable leases not None, keys, uint32_t ns, uint32_t shard, uint32_t flags, uint32_t now_s):
-        """Reserve part `shard` of what is not stored of the chain `keys`.
+    def reserve(self, LeaseTable leases not None, keys, uint32_t ns, uint32_t shard, uint32_t flags, uint32_t now_s,
+                hint=None):
+        """Reserve part `shard` of what is not stored of the chain `keys`, of which the numbers of a Hint may be known.
 
         Returns (OK, positions, ids, places, state words, number present, [(position, is busy)] of the others, why those
         got nothing), or (code, number) without having reserved anything: of blocks that are wanted, for FOREIGN the
@@ -72,11 +73,11 @@ cdef class PutPath:
         cdef kv_wish wish
         cdef kv_grant grant
         cdef int code
+        wish.hint = hint_of(hint)
         keys_of(keys, &view)
         try:
             wish.keys, wish.num_keys = <const uint8_t *>view.buf, <uint32_t>(view.len // KV_KEY_NBYTES)
             wish.shard, wish.flags, wish.ns = shard, flags, <uint16_t>ns
-            wish.hint.ending, wish.hint.priority, wish.hint.output_tokens = 0, 0, <uint32_t>0xFFFFFFFF
             self._make_scratch(wish.num_keys)
             grant.plan, grant.ids, grant.places = self._plan, self._ids, self._places
             grant.num_wanted = 0

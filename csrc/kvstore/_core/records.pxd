@@ -1,5 +1,5 @@
-# What index.h, policy.h, lease.h and evict.h declare; no code.
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+# What index.h, hint.h, policy.h, lease.h and evict.h declare; no code.
+from libc.stdint cimport int8_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 
 cdef extern from "<pthread.h>" nogil:
@@ -35,6 +35,9 @@ cdef extern from "index.h" nogil:
         KV_WAS_REMOVED
         KV_WAS_CORRUPT
         KV_WAS_ABANDONED
+        KV_WAS_OVER_QUOTA
+        KV_WAS_EXPIRED
+        KV_WAS_BYPASSED
     enum kv_plan:
         KV_PRESENT
         KV_BUSY
@@ -64,7 +67,7 @@ cdef extern from "index.h" nogil:
     ctypedef struct kv_counts:
         uint64_t num_entries, num_writing, num_waiting, num_near, num_far, num_removed
         uint64_t near_nbytes, far_nbytes, writing_nbytes
-        uint64_t evicted_near, evicted_far, dropped_unwritten, spared
+        uint64_t evicted_near, evicted_far, dropped_unwritten, spared, num_hints
     ctypedef struct kv_table
     ctypedef struct kv_policy
     ctypedef struct kv_header:
@@ -115,7 +118,10 @@ cdef extern from "index.h" nogil:
         uint32_t at, look_max, found_max
     uint32_t kv_index_walk_far(const kv_index *index, kv_walk *walk, uint32_t first, uint32_t last, uint32_t *ids)
     uint32_t kv_index_walk_used(const kv_index *index, kv_walk *walk, uint32_t since, uint32_t *ids)
-    kv_reason kv_index_ghost(const kv_index *index, const uint8_t *key, uint32_t *time_s)
+    ctypedef struct kv_ghost:
+        uint32_t time_s
+        uint16_t reason, level
+    kv_ghost kv_index_ghost(const kv_index *index, const uint8_t *key)
     int kv_index_check(const kv_index *index)
     int kv_is_near(const kv_record *record)
     uint64_t kv_record_word(const kv_record *record)
@@ -146,6 +152,18 @@ cdef extern from "leave.h" nogil:
     void kv_leave_relist(kv_index *index, const uint32_t *ids, const uint64_t *words, const uint32_t *accesses,
                          uint32_t num_ids)
     uint32_t kv_leave_walk_unwritten(const kv_index *index, kv_walk *walk, uint32_t *ids)
+
+cdef extern from "hint.h" nogil:
+    const uint32_t KV_TOKENS_UNKNOWN
+    ctypedef struct kv_hint:
+        uint8_t ending
+        int8_t priority
+        uint16_t zero
+        uint32_t output_tokens
+    void kv_index_hint(kv_index *index, uint32_t deepest, const kv_hint *hint)
+    uint32_t kv_index_chain(const kv_index *index, uint32_t deepest, uint32_t *ids, uint32_t ids_max)
+    uint32_t kv_index_expire(kv_index *index, uint16_t ns, const uint8_t *keys, uint32_t num_keys, uint32_t mark,
+                             uint8_t *gone)
 
 cdef extern from "policy.h" nogil:
     ctypedef struct kv_policy:

@@ -10,3 +10,5 @@ cdef class IndexView:
 # Fill `view` with keys of 32 bytes; the caller releases it.
 cdef int keys_of(object keys, Py_buffer *view) except -1
 cdef uint32_t[::1] u32_of(object array)
+# A hint of (ending, priority, output tokens or -1); None: of nothing known.
+cdef kv_hint hint_of(object numbers) except *

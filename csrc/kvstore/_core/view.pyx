@@ -1,4 +1,4 @@
-"""What a reader sees of an index, its owner or another process, and how keys and ids cross from Python."""
+"""What a reader sees of an index, its owner or another process, and how keys, ids and hints cross from Python."""
 
 from cpython.buffer cimport PyBUF_C_CONTIGUOUS, PyBUF_FORMAT, PyBUF_ND, PyBuffer_Release, PyObject_GetBuffer
 
@@ -33,6 +33,17 @@ cdef uint32_t[::1] u32_of(object array):
         return array
     except (TypeError, ValueError):    # not contiguous, or no uint32
         return np.ascontiguousarray(array, dtype=np.uint32)
+
+
+cdef kv_hint hint_of(object numbers) except *:
+    cdef kv_hint hint
+    hint.ending = hint.priority = hint.zero = 0
+    hint.output_tokens = KV_TOKENS_UNKNOWN
+    if numbers is not None:
+        hint.ending, hint.priority, tokens = numbers
+        if tokens >= 0:
+            hint.output_tokens = tokens
+    return hint
 
 
 cdef class IndexView:
