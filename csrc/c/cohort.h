@@ -39,7 +39,7 @@ typedef struct {
     uint32_t cohorts_max, num_cohorts, unused;
     uint32_t oldest[KV_BINS], newest[KV_BINS];
     kv_cell *cells[2];           /* per tier KV_CELLS */
-    uint32_t *level_first[2];    /* per tier and level: cell + 1 */
+    uint32_t (*levels[2])[2];    /* per tier and level: the first cell + 1, and the last */
     uint64_t bits[2][KV_LEVELS / 64], words[2];
 } kv_cohorts;
 
