@@ -295,7 +295,7 @@ class Namespace:
         self._store.check_open()
         keys = checked_keys(keys)
         with self._lock:
-            return self._store.hints.pins.unpin(keys)
+            return self._store.hints.pins.unpin(self.number, keys)
 
     def remove(self, keys: Keys) -> int:
         """Remove these blocks and every stored block that extends one of them; returns how many went."""
