@@ -83,7 +83,7 @@ class Expiry:
                 continue
             keys = chain.keys
             self._forget(chain)
-            is_gone = core.expire(self._index, chain.ns, keys, chain.access, self._clock.time_s())
+            is_gone = core.expire(self._index, keys, chain.access, self._clock.time_s())
             left -= len(keys)
             if is_gone.any():
                 self.num_expired += int(is_gone.sum())

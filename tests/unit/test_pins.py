@@ -132,6 +132,19 @@ def test_a_renewed_pin_may_use_what_it_had(house: House):
     with pytest.raises(LimitExceeded):
         house.ns.pin(two, 60)
     assert house.ns.pin(one, 90) == 4
+    house.ns.remove(one[2:])
+    house.ns.put(one, payload(one))
+    assert house.ns.pin(one, 90) == 4, "the blocks that it had before are on their way out"
+
+
+def test_a_renewed_pin_counts_what_it_grew_by(house: House):
+    keys = chain(house.ns, 5)
+    put_chain(house.ns, 3)
+    assert house.ns.pin(keys, 60) == 3
+    house.ns.put(keys, payload(keys))
+    with pytest.raises(LimitExceeded):
+        house.ns.pin(keys, 60)
+    assert house.stats() == (1, 3, 3)
 
 
 def test_the_limit_is_a_tenth_of_the_memory_unless_it_is_set():
