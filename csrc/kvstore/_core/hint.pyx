@@ -13,8 +13,8 @@ from kvstore._core.view cimport hint_of, keys_of
 
 
 def tell(Index index not None, uint32_t deepest, numbers not None):
-    """Tell the eviction policy the numbers of a Hint about the chain that ends at this id, after every access by now. An
-    id that is not visible is not told of."""
+    """Tell the eviction policy the numbers of a Hint about the chain that ends at this id, after every access by now.
+    An id that is not visible is not told of."""
     cdef kv_hint hint = hint_of(numbers)
     kv_evict_drain(&index._index)
     kv_index_hint(&index._index, deepest, &hint)

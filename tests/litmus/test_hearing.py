@@ -19,7 +19,7 @@ WANTED = [
 
 
 def heard(folder: Path, core: Path = CORE) -> list[str]:
-    program = build(folder, "hints", str(core / "hint.c"), core=core)
+    program = build(folder, "hearing", str(core / "hint.c"), core=core)
     return subprocess.run([program], capture_output=True, text=True, check=True, timeout=60).stdout.splitlines()
 
 
