@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from kvstore.arrays import Keys
 from kvstore.handle import Namespace
+from kvstore.hint import Hint
 from kvstore.workload import fill_payloads, require_payloads
 
 PIECE_NBYTES = 64 << 20  # of payload put at a time, so that a long prompt needs little scratch memory
@@ -82,17 +83,17 @@ class Caller:
             counts.blocks_verified += hit
         return hit
 
-    def put(self, keys: Keys, start: int) -> None:
+    def put(self, keys: Keys, start: int, hint: Hint | None = None) -> None:
         """Put the blocks of a chain from `start` on, piece by piece, until one is rejected."""
         most = max(1, PIECE_NBYTES // self._nbytes)
         for first in range(start, len(keys), most):
-            if not self._put_piece(keys[: first + most]):
+            if not self._put_piece(keys[: first + most], hint):
                 return
 
-    def _put_piece(self, keys: Keys) -> bool:
+    def _put_piece(self, keys: Keys, hint: Hint | None) -> bool:
         counts = self.counts
         began_us = _now_us()
-        with self._namespace.reserve(keys) as room:
+        with self._namespace.reserve(keys, hint=hint) as room:
             reserve_us = _now_us() - began_us
             blocks = self._scratch(len(room.wanted))
             if not len(blocks):

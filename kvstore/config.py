@@ -175,7 +175,18 @@ class Mover(_Section):
 
 
 class Policy(_Section):
-    """What callers may say about which blocks stay."""
+    """Which blocks stay, and what callers may say about that."""
+
+    eviction: Literal["gittins", "lru", "s3fifo", "arc"] = Field(
+        default="gittins",
+        description="Order in which blocks leave, and whether a new one is worth a place.",
+    )
+    ghosts_max: int = Field(
+        default=1_000_000,
+        ge=0,
+        le=1 << 30,
+        description="Blocks that are not stored and that the gittins policy may remember, up to 72 bytes each.",
+    )
 
     pins_nbytes_max: ByteSize = Field(
         default=ByteSize(0),

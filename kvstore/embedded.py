@@ -107,7 +107,7 @@ def _open(config: Config, *, shared: bool) -> BlockStore:
 
 
 def _assembled(config: Config, near: HostTier, far: Tier | None) -> EmbeddedStore:
-    index = Index(config.entries_max)
+    index = Index(config.entries_max, policy=config.policy.eviction, ghosts_max=config.policy.ghosts_max)
     events.keep(index, config.index.events_max)
     clock = SystemClock()
     limits = Limits(

@@ -232,7 +232,7 @@ class Mover(Space, Stepper):
         self._promoter.step()
         self.settle_writes()
         self.chore()
-        self.index.drain()
+        self.tend()
         self.reap()
         self._tell_readers()
         if self.far is None:

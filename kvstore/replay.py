@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from kvstore.arrays import Keys
 from kvstore.caller import Caller, Counts, Traffic, paths
 from kvstore.handle import Namespace
+from kvstore.hint import STOPS, Hint
+from kvstore.policy import FULL_BLOCKS_ONLY
 from kvstore.store import BlockStore
 from kvstore.trace import Request
 
@@ -50,6 +52,12 @@ def trace_keys(namespace: Namespace, block_ids: NDArray[np.uint32]) -> Keys:
     return namespace.keys(block_hashes=hashes)
 
 
+def request_hint(request: Request) -> Hint:
+    """What an engine would say of a request when it has ended."""
+    stop = request.stop_reason if request.stop_reason in STOPS else ""
+    return Hint(stop=stop, output_tokens=request.output_tokens or None)
+
+
 class Replay:
     """One run. `speed` 0: as fast as possible; N: N times as fast as the trace happened."""
 
@@ -58,6 +66,9 @@ class Replay:
         self._last = (0, 0)
         self.result = Result()
         self._caller = Caller(namespace, self.result, verify=verify)
+        self._full_only = store.index.policy in FULL_BLOCKS_ONLY
+        self._trace_ms = 0
+        store.mover.policy_ms = lambda: self._trace_ms  # whatever the speed, eviction sees the trace's time
 
     def run(
         self, requests: Iterable[Request], num_requests: int, advance: Callable[[int], None] | None = None
@@ -87,9 +98,14 @@ class Replay:
 
     def _one(self, request: Request) -> None:
         self.result.requests += 1
-        if len(request.block_ids):
-            keys = trace_keys(self._namespace, request.block_ids)
-            self._caller.put(keys, self._caller.read(keys))
+        self._trace_ms = request.timestamp_ms
+        with self._store.lock:
+            self._store.mover.tend()
+        num_blocks = request.num_full if self._full_only else len(request.block_ids)
+        self.result.blocks_asked += len(request.block_ids) - num_blocks
+        if num_blocks:
+            keys = trace_keys(self._namespace, request.block_ids[:num_blocks])
+            self._caller.put(keys, self._caller.read(keys), request_hint(request))
 
     def _sample(self, request: Request) -> None:
         result = self.result

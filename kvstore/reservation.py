@@ -28,6 +28,7 @@ class Reservation:
         self._namespace, self._store, self._mover = namespace, store, store.mover
         self._hint = None if hint is None else hint.numbers
         self._number, self._keys, self._shard = namespace.number, keys, shard
+        self._told = 0  # put.AGAIN once the core has heard of this request
 
     def run(self, deadline_us: int) -> Grant:
         """Wait for write-back to make room until the deadline; from then on take what is to be had. Errors:
@@ -65,8 +66,9 @@ class Reservation:
         store.settle_locked()
         self._mover.settle_writes()
         answer: Answer = self._mover.put.reserve(
-            store.leases, self._keys, self._number, self._shard, flags, store.clock.time_s(), self._hint
+            store.leases, self._keys, self._number, self._shard, flags | self._told, store.clock.time_s(), self._hint
         )
+        self._told = put.AGAIN
         if answer[0] == put.FOREIGN:
             raise InvalidRequest(f"keys[{answer[1]}] is a key of another namespace")
         if answer[0] == put.NO_MEMORY:

@@ -6,6 +6,7 @@ store's lock and never waits.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from kvstore import policy
@@ -57,7 +58,13 @@ class Space:
         self.sizes: dict[int, Sizes] = {}
         self._far_full = False  # and nothing there can go: every block is near too, or leased
         self.carrying_nbytes = 0  # of far places that a carry fills while the old copy still counts
+        self.policy_ms: Callable[[], int] = lambda: clock.now_us() // 1000  # the eviction policy's time
         self.is_resting = False  # nothing new is asked of the far tier: it is leaving, or has just come
+
+    def tend(self) -> None:
+        """Bring touches into the order, and let the policy do a piece of what can wait."""
+        self.index.drain()
+        self.index.tend(self.policy_ms())
 
     def set_far(self, far: Tier | None) -> None:
         """From now on this is the far tier. The one before holds nothing of `index` any more."""

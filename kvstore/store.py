@@ -47,8 +47,6 @@ class BlockStore(Watching):
     Safe to use from several threads. Lookups and leases take no lock; whatever changes the store takes one.
     """
 
-    policy_name = "lru"
-
     def __init__(
         self,
         *,
@@ -212,18 +210,20 @@ class BlockStore(Watching):
         return int(self.index.num_free)
 
     def why_full(self, ns: int, what: str) -> str:
-        """Why new blocks of a namespace get no place: "memory", "index" or "quota" is full."""
+        """Why new blocks of a namespace get no place: "memory", "index" or "quota" is full, or "worth" decided."""
         if what == "quota":
             return f"over the quota, and nothing more within it can go: {self.quotas.text(ns)}"
+        if what == "worth":
+            return f"bypassed by {self.index.policy}: everything that could make room is worth more"
         if what == "index":
             return f"no free index entry: index.entries_max={self.index.counts()['entries_max']}"
         return f"no room in memory: host.nbytes={self.near_capacity} is leased or being written"
 
-    def explain(self, ns: int, block_id: int, reason: int, time_s: int) -> str:
+    def explain(self, ns: int, block_id: int, reason: int, time_s: int, value: float | None) -> str:
         """Where a block is read from, or, if it has no id, why it is not there."""
         if block_id == core.NONE:
             age_s = self.clock.time_s() - time_s
-            text = why_absent(reason, age_s, self.policy_name, has_far=self.far is not None)
+            text = why_absent(reason, age_s, value, self.index.policy, has_far=self.far is not None)
             text += f"; the {self.far_name} tier is detached" if self.attachment.is_detached else ""
             return f"{text} ({self.quotas.text(ns)})" if reason == core.OVER_QUOTA else text
         ids = np.array([block_id], dtype=np.uint32)

@@ -43,6 +43,11 @@ class Request:
     block_ids: NDArray[np.uint32]  # read-only, (num_blocks,)
     stop_reason: str  # "" when the trace does not say
 
+    @property
+    def num_full(self) -> int:
+        """Blocks without a partial one at the end."""
+        return min(len(self.block_ids), self.input_tokens // BLOCK_TOKENS)
+
 
 def read_trace(path: str | os.PathLike[str]) -> Iterator[Request]:
     """The requests of a trace file in their order; gzip is recognised by its first bytes, not by the name.

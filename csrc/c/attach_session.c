@@ -370,7 +370,7 @@ static int try_reserve(kv_attach *attach, kv_client *client, const kv_chain *cha
     attach->index->now_s = (uint32_t)time(NULL);
     enum kv_put_code code = kv_put_reserve(attach->put, &attach->table, &wish, &grant);
     if (code == KV_PUT_ROOM && (flags & KV_LATE)) { /* nothing was written since, either, that could make room */
-        wish.flags = flags;
+        wish.flags = flags | KV_AGAIN;
         code = kv_put_reserve(attach->put, &attach->table, &wish, &grant);
     }
     switch (code) {
@@ -435,7 +435,7 @@ static int serve_retry(kv_attach *attach, kv_client *client, ssize_t nbytes) {
     int64_t deadline_us = parked->deadline_us + (is_heard ? 0 : HEARING_US);
     if (kv_now_us() >= deadline_us) flags = AT_THE_DEADLINE;
     else if (!is_ready) return refuse(client, KV_STATUS_WAIT, parked->turn);
-    return try_reserve(attach, client, (const kv_chain *)parked->request, flags);
+    return try_reserve(attach, client, (const kv_chain *)parked->request, flags | KV_AGAIN);
 }
 
 static uint32_t commit(kv_attach *attach, const kv_reservation *reservation) {

@@ -1,7 +1,7 @@
 /* The index's audit: every count and order held against the records themselves. For tests; O(entries). */
 #include <stdlib.h>
 
-#include "index.h"
+#include "policy.h"
 
 typedef struct {
     uint64_t live, near, far, writing, removed, waiting, near_nbytes, far_nbytes;
@@ -32,20 +32,6 @@ static void count_one(const kv_index *index, uint32_t id, tally *sum, uint32_t *
     if (record->parent == KV_NONE) return;
     kids[record->parent]++;
     near_kids[record->parent] += (uint32_t)near;
-}
-
-/* Every listed entry is in exactly one order, linked both ways. */
-static int check_order(const kv_index *index, const kv_order *order, uint16_t listed, uint64_t num_listed) {
-    uint64_t length = 0;
-    uint32_t before = KV_NONE;
-    for (uint32_t id = order->cold; id != KV_NONE; id = index->links[id].next) {
-        if (!(index->records[id].flags & listed) || index->links[id].prev != before) return 1;
-        if (kv_state_of(&index->records[id]) != KV_VALID) return 2;
-        if (kv_is_near(&index->records[id]) != (listed == KV_LISTED_NEAR)) return 3;
-        before = id;
-        if (++length > index->ids_used) return 4;
-    }
-    return order->hot != before || length != order->length || length != num_listed ? 5 : 0;
 }
 
 static int check_entry(const kv_index *index, uint32_t id, const uint32_t *kids, const uint32_t *near_kids) {
@@ -92,8 +78,7 @@ int kv_index_check(const kv_index *index) {
     }
     for (uint32_t id = 0; id < index->ids_used && !broken; id++) broken = check_entry(index, id, kids, near_kids);
     if (!broken) broken = compare(index, &sum);
-    if (!broken) broken = check_order(index, &index->near_order, KV_LISTED_NEAR, near_listed);
-    if (!broken) broken = check_order(index, &index->far_order, KV_LISTED_FAR, far_listed);
+    if (!broken) broken = index->policy->check(index, near_listed, far_listed);
     free(kids);
     return broken;
 }

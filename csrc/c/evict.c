@@ -84,7 +84,7 @@ void kv_evict_drain(kv_index *index) {
                 ids[num_ids++] = shared->touch[tail++ & (KV_TOUCHES - 1)];
             if (num_ids > 1) fetch_chains(index, ids, num_ids);
             for (uint32_t j = 0; j < num_ids; j++)
-                if (is_touchable(index, ids[j])) index->policy->access(index, ids[j]);
+                if (is_touchable(index, ids[j])) index->policy->touched(index, ids[j]);
         }
         atomic_store_explicit(&shared->touch_tail, tail, memory_order_release);
     }
@@ -205,7 +205,7 @@ static void spare(kv_index *index, uint32_t id, enum kv_tier tier, int whole, in
         if (tier == KV_NEAR) index->links[parent].near_kids++;
         if (is_last(index, id, tier, whole)) index->links[parent].kids++;
     }
-    if (leased) index->policy->access(index, id); /* in use now: as good as used just now */
+    if (leased) index->policy->spared(index, id);
     index->counts.spared++;
 }
 
@@ -214,6 +214,7 @@ static void drop(kv_index *index, uint32_t id, enum kv_reason reason) {
     uint32_t parent = index->records[id].parent;
     kv_index_note_ghost(index, id, reason);
     kv_index_tell_removed(index, id, reason);
+    kv_index_part(index, id);
     kv_index_unhash(index, id);
     if (parent != KV_NONE) kv_index_bare(index, parent);
     index->records[id].parent = KV_NONE;
@@ -281,10 +282,11 @@ static enum choice choose_near(const kv_index *index, uint32_t id, int keep_unwr
     return TAKE;
 }
 
-uint64_t kv_evict_near(kv_index *index, uint64_t wanted_nbytes, int keep_unwritten, kv_freed *freed) {
+uint64_t kv_evict_near(kv_index *index, uint64_t wanted_nbytes, int keep_unwritten, uint32_t level, kv_freed *freed) {
     KV_AS_WRITER(index);
     uint64_t freed_nbytes = 0;
-    int stopped = 0;
+    int stopped = 0, has_levels = level != KV_LEVEL_ANY && index->policy->level != NULL;
+    freed->is_dearer = 0;
     kv_evict_drain(index);
     uint32_t began = index->clock;
     while (freed_nbytes < wanted_nbytes && !stopped && freed->num_near + KV_BATCH <= freed->capacity) {
@@ -295,6 +297,10 @@ uint64_t kv_evict_near(kv_index *index, uint64_t wanted_nbytes, int keep_unwritt
         while (num_batch < KV_BATCH && freed_nbytes + batch_nbytes < wanted_nbytes &&
                (id = index->policy->coldest(index, KV_NEAR, after)) != KV_NONE) {
             enum choice choice = choose_near(index, id, keep_unwritten, began);
+            if (has_levels && choice != STOP && index->policy->level(index, id) > level) {
+                freed->is_dearer = 1;
+                choice = STOP;
+            }
             if (choice == STOP) {
                 stopped = 1;
                 break;

@@ -11,6 +11,7 @@ typedef struct {
     uint32_t *near_places, *far_places; /* room for `capacity` each */
     uint16_t *near_ns, *far_ns;
     uint32_t capacity, num_near, num_far;
+    int is_dearer; /* the last eviction stopped at a block of a higher level */
 } kv_freed;
 
 /* Register a client's lease table with the writer. 0, or -ENOSPC over KV_TABLES_MAX. */
@@ -23,8 +24,9 @@ void kv_evict_drain(kv_index *index);
 
 /* Evict from the near tier, coldest first, until `wanted_nbytes` came free or nothing more can go. Blocks with a far
  * copy stay known there, others leave the cache. With `keep_unwritten` it stops at the first block that has no far
- * copy yet (its write-back is under way); without, that block is dropped. */
-uint64_t kv_evict_near(kv_index *index, uint64_t wanted_nbytes, int keep_unwritten, kv_freed *freed);
+ * copy yet (its write-back is under way); without, that block is dropped. Of a policy with levels nothing above `level`
+ * goes. */
+uint64_t kv_evict_near(kv_index *index, uint64_t wanted_nbytes, int keep_unwritten, uint32_t level, kv_freed *freed);
 /* Evict blocks whose only copy is far, coldest leaf first. */
 uint64_t kv_evict_far(kv_index *index, uint64_t wanted_nbytes, kv_freed *freed);
 /* Evict blocks of one namespace from every tier, until `num_blocks` of them are gone or no more can go: the coldest leaf

@@ -38,7 +38,8 @@ int kv_header_is_valid(const kv_header *header, uint64_t nbytes) {
            wanted.total_nbytes == nbytes;
 }
 
-int kv_index_create(kv_index *index, uint32_t entries_max, const uint64_t seed[2]) {
+int kv_index_create(kv_index *index, uint32_t entries_max, const uint64_t seed[2], const kv_policy *policy,
+                    uint32_t ghosts_max) {
     memset(index, 0, sizeof *index);
     kv_header header = header_of(entries_max);
     index->entries_max = entries_max;
@@ -68,7 +69,11 @@ int kv_index_create(kv_index *index, uint32_t entries_max, const uint64_t seed[2
     }
     index->free_head = index->removed_head = KV_NONE;
     index->near_order = index->far_order = (kv_order){KV_NONE, KV_NONE, 0};
-    index->policy = &kv_lru;
+    index->policy = policy;
+    if (policy->create != NULL && policy->create(index, ghosts_max) < 0) {
+        kv_index_destroy(index);
+        return -ENOMEM;
+    }
     pthread_mutexattr_t recursive;
     pthread_mutexattr_init(&recursive);
     pthread_mutexattr_settype(&recursive, PTHREAD_MUTEX_RECURSIVE);
@@ -85,6 +90,7 @@ failed: {
 void kv_index_destroy(kv_index *index) {
     if (index->header == NULL) return;
     kv_events_destroy(&index->events);
+    if (index->ranks) index->policy->destroy(index);
     if (index->links) munmap(index->links, links_nbytes(index));
     if (index->writing) munmap(index->writing, writing_nbytes(index));
     if (index->ghosts) munmap(index->ghosts, KV_GHOSTS * sizeof(kv_ghost));
@@ -209,6 +215,10 @@ void kv_index_bare(kv_index *index, uint32_t parent) {
     if (kv_is_near(record) ? links->near_kids == 0 : links->kids == 0) index->policy->bared(index, parent);
 }
 
+void kv_index_part(kv_index *index, uint32_t id) {
+    if (index->policy->gone != NULL) index->policy->gone(index, id);
+}
+
 /* `id` stops counting as a child of its parent. */
 void kv_index_detach(kv_index *index, uint32_t id) {
     kv_record *record = &index->records[id];
@@ -218,21 +228,6 @@ void kv_index_detach(kv_index *index, uint32_t id) {
     if (kv_is_near(record)) index->links[parent].near_kids--;
     record->parent = KV_NONE;
     kv_index_bare(index, parent);
-}
-
-void kv_index_note_ghost(kv_index *index, uint32_t id, enum kv_reason reason) {
-    uint8_t key[KV_KEY_NBYTES];
-    kv_record_key(&index->records[id], key);
-    uint64_t home = kv_home(index, key);
-    index->ghosts[home % KV_GHOSTS] = (kv_ghost){home, index->now_s, reason};
-}
-
-enum kv_reason kv_index_ghost(const kv_index *index, const uint8_t *key, uint32_t *time_s) {
-    KV_AS_WRITER(index);
-    uint64_t home = kv_home(index, key);
-    const kv_ghost *ghost = &index->ghosts[home % KV_GHOSTS];
-    *time_s = ghost->time_s;
-    return ghost->fingerprint == home && ghost->reason != KV_NEVER ? (enum kv_reason)ghost->reason : KV_NEVER;
 }
 
 static kv_ns *ns_of(const kv_index *index, uint32_t id) { return &index->namespaces[index->records[id].ns]; }
@@ -262,6 +257,7 @@ void kv_index_retire(kv_index *index, uint32_t id, enum kv_reason reason) {
         kv_index_tell_removed(index, id, reason);
     }
     kv_index_note_ghost(index, id, reason);
+    kv_index_part(index, id);
     if (!(record->flags & KV_ORPHAN)) kv_index_unhash(index, id);
     kv_index_detach(index, id);
     kv_set_state(index, id, KV_REMOVED, 1);
@@ -398,7 +394,7 @@ static uint32_t publish_waiting(kv_index *index, uint32_t *published) {
         }
         index->counts.num_waiting--;
         publish(index, id);
-        index->policy->access(index, id);
+        index->policy->covered(index, id);
         published[num_published++] = id;
         i = 0; /* its children may lie before it */
     }
@@ -432,7 +428,7 @@ uint32_t kv_index_commit(kv_index *index, const uint32_t *ids, uint32_t num_ids,
             index->counts.num_waiting++;
         }
     }
-    if (deepest != KV_NONE) index->policy->access(index, deepest);
+    if (deepest != KV_NONE) index->policy->covered(index, deepest);
     /* A caller's keys may not be one chain to us: what the deepest does not cover must be in sight of eviction, too. */
     for (uint32_t i = 0; i < num_published; i++)
         if (index->links[published[i]].near_kids == 0) kv_index_bare(index, published[i]);

@@ -44,6 +44,7 @@ enum kv_flag {
     KV_PROMOTING = 1 << 3,   /* its bytes are being copied near: the far copy must stay */
     KV_ORPHAN = 1 << 4,      /* a reservation that can no longer become visible */
     KV_CHECKED = 1 << 5,     /* `checksum` is known */
+    KV_HELD = 1 << 6,        /* the policy's: listed, and not to be offered for a while */
 };
 
 typedef struct {
@@ -97,6 +98,7 @@ typedef struct {
 
 typedef struct kv_table kv_table; /* lease.h */
 typedef struct kv_policy kv_policy; /* policy.h */
+typedef struct kv_ranks kv_ranks;   /* of the policy's own */
 
 typedef struct {
     uint64_t num_entries; /* in any state but FREE and REMOVED */
@@ -128,7 +130,8 @@ typedef struct {
 typedef struct {
     uint64_t fingerprint;
     uint32_t time_s;
-    uint32_t reason; /* kv_reason */
+    uint16_t reason; /* kv_reason */
+    uint16_t level;  /* what it was worth to a policy with levels, + 1; 0: not known */
 } kv_ghost;
 
 enum kv_reason {
@@ -140,6 +143,7 @@ enum kv_reason {
     KV_WAS_ABANDONED = 5, /* reserved, never committed */
     KV_WAS_OVER_QUOTA = 6, /* evicted to make room within its namespace */
     KV_WAS_EXPIRED = 7,    /* its time was over, and nobody had used it again */
+    KV_WAS_BYPASSED = 8,   /* never stored: everything that could have made room was worth more */
 };
 
 #define KV_GHOSTS (1u << 16)
@@ -164,8 +168,10 @@ typedef struct {
     uint32_t removed_head;    /* list of REMOVED ids through links.next */
     uint32_t clock;           /* number of the latest access */
     _Atomic uint32_t now_s;   /* set by the caller with every writing call that can make ghosts */
+    _Atomic uint64_t now_ms;  /* the policy's time, set by the caller; never goes back */
     kv_order near_order, far_order;
     const kv_policy *policy;
+    kv_ranks *ranks; /* what the policy keeps */
     kv_table *tables[KV_TABLES_MAX];
     uint32_t num_tables;
     kv_lookups past; /* of tables that were detached */
@@ -224,8 +230,10 @@ static inline int kv_key_equals(const kv_record *record, const uint8_t *key) {
     return differs == 0;
 }
 
-/* Make an index of `entries_max` records; memory is touched only as it is used. 0, or -errno. */
-int kv_index_create(kv_index *index, uint32_t entries_max, const uint64_t seed[2]);
+/* Make an index of `entries_max` records; memory is touched only as it is used. `policy` orders its blocks, and may
+ * remember `ghosts_max` that are not stored. 0, or -errno. */
+int kv_index_create(kv_index *index, uint32_t entries_max, const uint64_t seed[2], const kv_policy *policy,
+                    uint32_t ghosts_max);
 void kv_index_destroy(kv_index *index);
 /* Bytes of metadata per entry at full load: records, buckets and private links. */
 double kv_index_nbytes_per_entry(const kv_index *index);
@@ -286,7 +294,10 @@ uint32_t kv_index_walk_far(const kv_index *index, kv_walk *walk, uint32_t first,
 /* VALID blocks with a far copy and an access later than number `since`. */
 uint32_t kv_index_walk_used(const kv_index *index, kv_walk *walk, uint32_t since, uint32_t *ids);
 
-enum kv_reason kv_index_ghost(const kv_index *index, const uint8_t *key, uint32_t *time_s);
+/* Why a block is absent; with a reason but KV_NEVER also when it left, and its level + 1 then, or 0. */
+kv_ghost kv_index_ghost(const kv_index *index, const uint8_t *key);
+/* A block was not stored although a caller wanted it. */
+void kv_index_note_bypass(kv_index *index, const uint8_t *key, uint32_t level);
 
 /* Audit: child counts, orders, counters and buckets against the records. 0, or the number of the broken rule. */
 int kv_index_check(const kv_index *index);
@@ -294,6 +305,7 @@ int kv_index_check(const kv_index *index);
 /* For the files of the index only. */
 void kv_index_detach(kv_index *index, uint32_t id);
 void kv_index_bare(kv_index *index, uint32_t parent);
+void kv_index_part(kv_index *index, uint32_t id); /* it leaves the index: the policy has no more to do with it */
 void kv_index_retire(kv_index *index, uint32_t id, enum kv_reason reason);
 void kv_index_unhash(kv_index *index, uint32_t id);
 void kv_index_note_ghost(kv_index *index, uint32_t id, enum kv_reason reason);

@@ -222,8 +222,8 @@ void kv_lease_acquire(const kv_index *index, kv_table *table, uint32_t ns, const
         add(&sum->num_keys, num_asked);
         add(&sum->num_held, held->num_blocks);
         add(&sum->num_near, held->num_near);
+        if (deepest != KV_NONE) push_touch(table, deepest);
     }
-    if (deepest != KV_NONE) push_touch(table, deepest);
     if (held->num_blocks == 0) { /* nothing held: all groups go back */
         give_groups(table, held->group);
         held->group = KV_NONE;

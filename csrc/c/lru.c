@@ -75,6 +75,12 @@ static void lru_access(kv_index *index, uint32_t deepest) {
     }
 }
 
+/* A put of what is all there is a use of it. */
+static void lru_asked(kv_index *index, const kv_request *request) {
+    const uint32_t last = request->num_keys - 1;
+    if (request->num_keys > 0 && request->plan[last] == KV_PRESENT) lru_access(index, request->ids[last]);
+}
+
 static void lru_demoted(kv_index *index, uint32_t id) {
     unlink_entry(index, id);
     link_hot(index, id, KV_LISTED_FAR);
@@ -109,11 +115,34 @@ static uint32_t lru_coldest(const kv_index *index, enum kv_tier tier, uint32_t a
     return tier == KV_NEAR ? index->near_order.cold : index->far_order.cold;
 }
 
+/* Every listed entry is in exactly one order, linked both ways. */
+static int check_order(const kv_index *index, const kv_order *order, uint16_t listed, uint64_t num_listed) {
+    uint64_t length = 0;
+    uint32_t before = KV_NONE;
+    for (uint32_t id = order->cold; id != KV_NONE; id = index->links[id].next) {
+        if (!(index->records[id].flags & listed) || index->links[id].prev != before) return 1;
+        if (kv_state_of(&index->records[id]) != KV_VALID) return 2;
+        if (kv_is_near(&index->records[id]) != (listed == KV_LISTED_NEAR)) return 3;
+        before = id;
+        if (++length > index->ids_used) return 4;
+    }
+    return order->hot != before || length != order->length || length != num_listed ? 5 : 0;
+}
+
+static int lru_check(const kv_index *index, uint64_t near_listed, uint64_t far_listed) {
+    int broken = check_order(index, &index->near_order, KV_LISTED_NEAR, near_listed);
+    return broken ? broken : check_order(index, &index->far_order, KV_LISTED_FAR, far_listed);
+}
+
 const kv_policy kv_lru = {
     .name = "lru",
-    .access = lru_access,
+    .touched = lru_access,
+    .covered = lru_access,
+    .spared = lru_access, /* in use now: as good as used just now */
     .demoted = lru_demoted,
     .leave = lru_leave,
     .bared = lru_bared,
     .coldest = lru_coldest,
+    .check = lru_check,
+    .asked = lru_asked,
 };

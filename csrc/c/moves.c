@@ -73,7 +73,7 @@ void kv_promote_unmark(kv_index *index, const uint32_t *ids, const uint32_t *pla
         index->counts.near_nbytes += slot_nbytes(index, ids[i]);
         deepest = ids[i];
     }
-    if (deepest != KV_NONE) index->policy->access(index, deepest);
+    if (deepest != KV_NONE) index->policy->covered(index, deepest);
 }
 
 void kv_carry_mark(kv_index *index, const uint32_t *ids, uint32_t num_ids, uint8_t *marked) {

@@ -4,6 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "policy.h"
+
 #define FREED_MAX (1u << 16)
 #define SLAB_ROUNDS 8 /* each empties one slab of another size class, or evicts for what is missing */
 
@@ -33,6 +35,7 @@ void kv_put_destroy(kv_put *put) {
     free(put->freed.near_ns);
     free(put->freed.far_ns);
     free(put->scratch);
+    free(put->levels);
     memset(put, 0, sizeof *put);
 }
 
@@ -66,16 +69,20 @@ static void give_near(kv_put *put) {
     put->freed.num_near = 0;
 }
 
-uint64_t kv_put_evict(kv_put *put, uint64_t nbytes, int keep_unwritten) {
-    KV_AS_WRITER(put->index);
+static uint64_t evict_up_to(kv_put *put, uint64_t nbytes, int keep_unwritten, uint32_t level) {
     uint64_t freed_nbytes = 0, now;
     while (freed_nbytes < nbytes) {
-        now = kv_evict_near(put->index, nbytes - freed_nbytes, keep_unwritten, &put->freed);
+        now = kv_evict_near(put->index, nbytes - freed_nbytes, keep_unwritten, level, &put->freed);
         give_near(put);
         if (now == 0) break;
         freed_nbytes += now;
     }
     return freed_nbytes;
+}
+
+uint64_t kv_put_evict(kv_put *put, uint64_t nbytes, int keep_unwritten) {
+    KV_AS_WRITER(put->index);
+    return evict_up_to(put, nbytes, keep_unwritten, KV_LEVEL_ANY);
 }
 
 void kv_put_reap(kv_put *put) {
@@ -97,16 +104,37 @@ static uint64_t empty_slab(kv_put *put, int class_number, int keep_unwritten) {
     return freed_nbytes;
 }
 
-/* Up to `num` near places, evicting as needed: fewer when what is left is leased, or waits for its write-back and may not
- * be dropped. -1 without memory for the slots of another slab. */
-static int64_t make_room(kv_put *put, uint16_t ns, uint32_t num, int drop_unwritten, uint32_t *places) {
-    const kv_ns *space = &put->index->namespaces[ns];
+/* What a reservation wants: so many places, each for a block of a level; and how many of these are not worth what would
+ * have to go. Without `levels` all are. */
+typedef struct {
+    uint32_t num, num_bypassed;
+    const uint32_t *levels;
+} kv_want;
+
+/* Evict until what is wanted fits into the capacity; the deepest block is the first that does without a place. */
+static uint32_t make_fit(kv_put *put, const kv_ns *space, int keep, kv_want *want) {
     const uint64_t slot = space->slot_nbytes, most = put->near_nbytes + space->spare_nbytes;
+    uint32_t num = want->num;
+    for (;;) {
+        const uint64_t after = used_nbytes(put) + num * slot;
+        if (after <= most) return num;
+        const uint32_t level = want->levels != NULL ? want->levels[num - 1] : KV_LEVEL_ANY;
+        evict_up_to(put, after - put->near_nbytes, keep, level);
+        const uint64_t used = used_nbytes(put), fit = most > used ? (most - used) / slot : 0;
+        if (num <= fit) return num;
+        if (want->levels == NULL || !put->freed.is_dearer) return (uint32_t)fit;
+        for (; num > fit && want->levels[num - 1] <= level; num--) want->num_bypassed++;
+        if (num == fit) return num;
+    }
+}
+
+/* Up to `want->num` near places, evicting as needed: fewer when what is left is leased, waits for its write-back and may
+ * not be dropped, or is worth more. -1 without memory for the slots of another slab. */
+static int64_t make_room(kv_put *put, uint16_t ns, int drop_unwritten, kv_want *want, uint32_t *places) {
+    const kv_ns *space = &put->index->namespaces[ns];
+    const uint64_t slot = space->slot_nbytes;
     const int keep = put->has_far && !drop_unwritten;
-    uint64_t after = used_nbytes(put) + num * slot;
-    if (after > most) kv_put_evict(put, after - put->near_nbytes, keep);
-    uint64_t used = used_nbytes(put), fit = most > used ? (most - used) / slot : 0;
-    if (num > fit) num = (uint32_t)fit;
+    const uint32_t num = make_fit(put, space, keep, want);
     int class_number = kv_slots_class(put->slots, slot);
     int64_t given = class_number < 0 ? -1 : kv_slots_allocate(put->slots, class_number, num, places);
     for (int round = 0; given >= 0 && given < num && round < SLAB_ROUNDS; round++) {
@@ -122,7 +150,8 @@ static int64_t make_room(kv_put *put, uint16_t ns, uint32_t num, int drop_unwrit
 
 uint32_t kv_put_room(kv_put *put, uint16_t ns, uint32_t num, int drop_unwritten, uint32_t *places) {
     KV_AS_WRITER(put->index);
-    int64_t given = make_room(put, ns, num, drop_unwritten, places);
+    kv_want want = {.num = num};
+    int64_t given = make_room(put, ns, drop_unwritten, &want, places);
     if (given < 0) return 0;
     put->arriving_nbytes += (uint64_t)given * slot_nbytes(put, ns);
     return (uint32_t)given;
@@ -170,6 +199,37 @@ static enum kv_put_code allowed_blocks(const kv_put *put, const kv_wish *wish, k
     return KV_PUT_OK;
 }
 
+/* Tell the policy, the first time, and learn what each wanted block would be worth; NULL where it has no opinion. */
+static const uint32_t *appraise(kv_put *put, const kv_wish *wish, const kv_grant *grant) {
+    kv_index *index = put->index;
+    const kv_request request = {wish->keys, grant->plan, grant->ids, wish->num_keys, wish->hint};
+    if (index->policy->asked != NULL && !(wish->flags & KV_AGAIN) && wish->shard == 0) {
+        kv_evict_drain(index); /* its lookup comes first */
+        index->policy->asked(index, &request);
+    }
+    if (index->policy->appraise == NULL || grant->num_wanted == 0) return NULL;
+    if (grant->num_wanted > put->levels_max) {
+        uint32_t *grown = realloc(put->levels, 2 * (size_t)grant->num_wanted * sizeof(uint32_t));
+        if (grown == NULL) return NULL;
+        put->levels = grown;
+        put->levels_max = 2 * (size_t)grant->num_wanted;
+    }
+    index->policy->appraise(index, &request, put->levels);
+    return put->levels;
+}
+
+/* The last wanted ones got no place. */
+static void note_bypassed(kv_put *put, const kv_wish *wish, const kv_grant *grant, const kv_want *want) {
+    uint32_t number = 0;
+    put->num_bypassed += want->num_bypassed;
+    for (uint32_t i = 0; i < wish->num_keys; i++) {
+        if (grant->plan[i] != KV_WANTED) continue;
+        if (number >= want->num - want->num_bypassed)
+            kv_index_note_bypass(put->index, wish->keys + (size_t)i * KV_KEY_NBYTES, want->levels[number]);
+        number++;
+    }
+}
+
 static enum kv_put_code begin(kv_put *put, const kv_wish *wish, kv_grant *grant) {
     kv_index *index = put->index;
     grant->num_wanted = kv_index_plan(index, wish->keys, wish->num_keys, wish->shard, grant->plan, grant->ids);
@@ -178,14 +238,14 @@ static enum kv_put_code begin(kv_put *put, const kv_wish *wish, kv_grant *grant)
             grant->num_wanted = i;
             return KV_PUT_FOREIGN;
         }
-    uint32_t allowed;
-    enum kv_put_code code = allowed_blocks(put, wish, grant, &allowed);
+    kv_want want = {.levels = appraise(put, wish, grant)};
+    enum kv_put_code code = allowed_blocks(put, wish, grant, &want.num);
     if (code != KV_PUT_OK) return code;
-    int64_t given = make_room(put, wish->ns, allowed, wish->flags & KV_LATE, grant->places);
+    int64_t given = make_room(put, wish->ns, wish->flags & KV_LATE, &want, grant->places);
     if (given < 0) return KV_PUT_MEMORY;
-    if (given < allowed) {
-        grant->why = KV_SHORT_ROOM;
-        if (!(wish->flags & KV_LATE)) {
+    if (given < want.num) {
+        grant->why = want.num_bypassed ? KV_SHORT_WORTH : KV_SHORT_ROOM;
+        if (!(wish->flags & KV_LATE) && given < want.num - want.num_bypassed) {
             give_back(put, wish->ns, grant->places, (uint32_t)given);
             return KV_PUT_ROOM;
         }
@@ -193,6 +253,7 @@ static enum kv_put_code begin(kv_put *put, const kv_wish *wish, kv_grant *grant)
     grant->num_places = kv_index_begin(index, wish->keys, wish->num_keys, wish->shard, wish->ns, grant->plan, grant->ids,
                                        grant->places, (uint32_t)given);
     give_back(put, wish->ns, grant->places + grant->num_places, (uint32_t)given - grant->num_places);
+    if (want.num_bypassed > 0) note_bypassed(put, wish, grant, &want);
     return KV_PUT_OK;
 }
 

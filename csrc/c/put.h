@@ -35,6 +35,9 @@ typedef struct {
     uint64_t num_unqueued; /* blocks that became visible while the ring was full: they stay near only */
     uint32_t *scratch;     /* what a commit published, and whether it committed */
     size_t scratch_max;
+    uint32_t *levels; /* of what a reservation wants */
+    size_t levels_max;
+    uint64_t num_bypassed; /* blocks that got no place because nothing of less worth could go */
 } kv_put;
 
 /* `slots` and `index` outlive it; `queue_blocks` bounds the ring. 0 or -ENOMEM. */
@@ -48,6 +51,7 @@ enum kv_put_flag {
     KV_LATE = 1 << 0,         /* take what is to be had: drop blocks without a far copy, grant less than is wanted */
     KV_PAST_QUOTA = 1 << 1,   /* the store made what room it could within the quota: grant what that allows */
     KV_PAST_ENTRIES = 1 << 2, /* likewise index entries */
+    KV_AGAIN = 1 << 3,        /* this request was told before */
 };
 
 enum kv_put_code {
@@ -61,7 +65,12 @@ enum kv_put_code {
 };
 
 /* Why positions of a reservation that were wanted got nothing. */
-enum kv_put_short { KV_SHORT_ROOM = 0, KV_SHORT_ENTRIES = 1, KV_SHORT_QUOTA = 2 };
+enum kv_put_short {
+    KV_SHORT_ROOM = 0,
+    KV_SHORT_ENTRIES = 1,
+    KV_SHORT_QUOTA = 2,
+    KV_SHORT_WORTH = 3, /* everything that could make room is worth more */
+};
 
 typedef struct {
     const uint8_t *keys; /* the whole chain from the first block of the prompt */

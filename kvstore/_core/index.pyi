@@ -24,7 +24,9 @@ REMOVED: int
 CORRUPT: int
 ABANDONED: int
 OVER_QUOTA: int
+POLICIES: tuple[str, ...]
 EXPIRED: int
+BYPASSED: int
 
 _Ids = NDArray[np.uint32]
 _Mask = NDArray[np.uint8]
@@ -34,9 +36,14 @@ _Groups = list[tuple[int, int, NDArray[np.uint32]]]
 
 @disjoint_base
 class Index(IndexView):
-    def __new__(cls, entries_max: int, seed: bytes | None = None) -> Self: ...
+    def __new__(
+        cls, entries_max: int, seed: bytes | None = None, policy: str = "lru", ghosts_max: int = 0
+    ) -> Self: ...
+    @property
+    def policy(self) -> str: ...
+    def tend(self, now_ms: int) -> None: ...
     def find(self, keys: _Keys, ns: int = -1) -> _Ids: ...
-    def ghosts(self, keys: _Keys) -> list[tuple[int, int]]: ...
+    def ghosts(self, keys: _Keys) -> list[tuple[int, int, float | None]]: ...
     def words(self, ids: _Ids) -> _Words: ...
     def describe(
         self, ids: _Ids

@@ -18,6 +18,7 @@ NO_MEMORY: int
 LATE: int
 PAST_QUOTA: int
 PAST_ENTRIES: int
+AGAIN: int
 WHY: tuple[str, str, str]
 
 _Ids = NDArray[np.uint32]

@@ -28,6 +28,7 @@ COMMANDS = {
     "doctor": "Say which kernel settings and limits a store meets here, and what they cost.",
     "replay": "Replay a request trace against a store.",
     "serve": "Serve a store to other processes and machines.",
+    "simulate": "Hit ratios of a request trace under each eviction policy, and the best there can be.",
     "stats": "Show the numbers of a daemon.",
     "tier": "Detach the disk tier of a daemon, or attach it again.",
     "top": "Watch a daemon: tiers, hits, bandwidth, evictions, namespaces, clients.",

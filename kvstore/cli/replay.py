@@ -13,6 +13,7 @@ import numpy as np
 
 from kvstore.cli import Command, render
 from kvstore.cli.traffic import traffic_fields, traffic_table
+from kvstore._core.index import POLICIES
 from kvstore.config import Config
 from kvstore.embedded import open as open_store
 from kvstore.namespace import BLOCK_NBYTES_MAX, NamespaceSpec
@@ -58,6 +59,13 @@ ENTRIES_MIN = 65_536
     metavar="FOLDER",
     help="Folder of the disk tier, kept for the next run; default: a temporary one.",
 )
+@click.option(
+    "--policy",
+    type=click.Choice(POLICIES),
+    default="gittins",
+    show_default=True,
+    help="Eviction policy.",
+)
 @click.option("--requests", "num_requests", type=click.IntRange(0), default=0, help="Play only so many; 0: all.")
 @click.option(
     "--speed",
@@ -74,6 +82,7 @@ def command(
     host_blocks: int,
     disk_blocks: int,
     disk_path: str,
+    policy: str,
     num_requests: int,
     speed: float,
     verify: bool,
@@ -97,7 +106,7 @@ def command(
     if not requests:
         raise click.UsageError(f"{trace} has no requests")
     spec = NamespaceSpec(model="replay", block_nbytes=block_nbytes, block_tokens=BLOCK_TOKENS)
-    with open_store(_config(block_nbytes, host_blocks, disk_blocks, disk_path)) as store:
+    with open_store(_config(block_nbytes, host_blocks, disk_blocks, disk_path, policy)) as store:
         replay = Replay(store, store.namespace(spec), verify=verify, speed=speed)
         with render.progress("requests", len(requests)) as bar:
             result = replay.run(requests, len(requests), lambda num: bar.advance(bar.task_ids[0], num))
@@ -112,7 +121,7 @@ def command(
     return 0
 
 
-def _config(block_nbytes: int, host_blocks: int, disk_blocks: int, disk_path: str) -> Config:
+def _config(block_nbytes: int, host_blocks: int, disk_blocks: int, disk_path: str, policy: str) -> Config:
     disk_nbytes = 0
     if disk_blocks:
         from kvstore.tiers.disk import capacity_for
@@ -123,6 +132,7 @@ def _config(block_nbytes: int, host_blocks: int, disk_blocks: int, disk_path: st
         disk={"nbytes": disk_nbytes, "path": disk_path or None},
         index={"entries_max": max(ENTRIES_MIN, 2 * (host_blocks + disk_blocks))},
         mover={"put_wait_ms": PUT_WAIT_MS},
+        policy={"eviction": policy},
     )
 
 

@@ -83,7 +83,7 @@ static void insert(void) {
 /* How many of the chain's last blocks the writer took. */
 static int evict(kv_freed *freed) {
     freed->num_near = 0;
-    return (int)(kv_evict_near(&index_, CHAIN * SLOT_NBYTES, 0, freed) / SLOT_NBYTES);
+    return (int)(kv_evict_near(&index_, CHAIN * SLOT_NBYTES, 0, KV_LEVEL_ANY, freed) / SLOT_NBYTES);
 }
 
 static int mark(void) {
@@ -122,9 +122,9 @@ int main(int argc, char **argv) {
     static const uint64_t seed[2] = {0x1234567, 0x7654321};
     uint32_t near_places[2 * KV_BATCH], far_places[2 * KV_BATCH], jitter = 1;
     uint16_t near_ns[2 * KV_BATCH], far_ns[2 * KV_BATCH];
-    kv_freed freed = {near_places, far_places, near_ns, far_ns, 2 * KV_BATCH, 0, 0};
+    kv_freed freed = {near_places, far_places, near_ns, far_ns, 2 * KV_BATCH, 0, 0, 0};
     for (int i = 0; i < CHAIN * KV_KEY_NBYTES; i++) keys[i] = (uint8_t)((jitter = next_random(jitter)) >> 24);
-    if (kv_index_create(&index_, 4 * CHAIN, seed) < 0 || kv_table_create(&table, CHAIN) < 0) return 3;
+    if (kv_index_create(&index_, 4 * CHAIN, seed, &kv_lru, 0) < 0 || kv_table_create(&table, CHAIN) < 0) return 3;
     index_.namespaces[1] = (kv_ns){.slot_nbytes = SLOT_NBYTES, .all_parts = 1};
     table.revoked = calloc(table.num_groups, sizeof(uint32_t));
     if (table.revoked == NULL) return 3;

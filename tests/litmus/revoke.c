@@ -8,6 +8,7 @@
  * that were not, of these those with wrong bytes, and wrong ones that counted as intact.
  */
 #include "evict.h"
+#include "policy.h"
 #include "lease.h"
 
 #include <pthread.h>
@@ -91,7 +92,7 @@ static void take_back(kv_freed *freed) {
         uint32_t turn = atomic_load_explicit(&table.turns[0].turn, memory_order_relaxed);
         if (kv_lease_holds(&table, 0)) kv_evict_revoke(&index_, &table, 0, turn);
         freed->num_near = 0;
-        kv_evict_near(&index_, CHAIN * SLOT_NBYTES, 0, freed);
+        kv_evict_near(&index_, CHAIN * SLOT_NBYTES, 0, KV_LEVEL_ANY, freed);
         for (uint32_t i = 0; i < freed->num_near; i++) fill((int)freed->near_places[i], ~0ULL / 3);
     }
 }
@@ -103,9 +104,9 @@ int main(int argc, char **argv) {
     static const uint64_t seed[2] = {0x1234567, 0x7654321};
     uint32_t near_places[2 * KV_BATCH], far_places[2 * KV_BATCH], random = 1;
     uint16_t near_ns[2 * KV_BATCH], far_ns[2 * KV_BATCH];
-    kv_freed freed = {near_places, far_places, near_ns, far_ns, 2 * KV_BATCH, 0, 0};
+    kv_freed freed = {near_places, far_places, near_ns, far_ns, 2 * KV_BATCH, 0, 0, 0};
     for (int i = 0; i < CHAIN * KV_KEY_NBYTES; i++) keys[i] = (uint8_t)((random = random * 1664525 + 1013904223) >> 24);
-    if (kv_index_create(&index_, 4 * CHAIN, seed) < 0 || kv_table_create(&table, CHAIN) < 0) return 3;
+    if (kv_index_create(&index_, 4 * CHAIN, seed, &kv_lru, 0) < 0 || kv_table_create(&table, CHAIN) < 0) return 3;
     index_.namespaces[1] = (kv_ns){.slot_nbytes = SLOT_NBYTES, .all_parts = 1};
     table.revoked = calloc(table.num_groups, sizeof(uint32_t));
     if (table.revoked == NULL) return 3;

@@ -7,6 +7,7 @@
  * Exit 0: no bad read and, after everything was removed, no lease, entry or place left over.
  */
 #include "evict.h"
+#include "policy.h"
 #include "lease.h"
 
 #include <pthread.h>
@@ -193,7 +194,7 @@ static void write_once(kv_freed *freed) {
     uint32_t ids[CHAIN], choice = below(&random_state, 100);
     uint64_t some = 1 + below(&random_state, 2 * CHAIN);
     if (choice < 40) put(chain, 1 + below(&random_state, CHAIN), choice < 38);
-    else if (choice < 60) kv_evict_near(&index_, some, choice < 45, freed);
+    else if (choice < 60) kv_evict_near(&index_, some, choice < 45, KV_LEVEL_ANY, freed);
     else if (choice < 65) kv_evict_far(&index_, some, freed);
     else if (choice < 70) kv_evict_these(&index_, ids, find(chain, ids), 0, freed);
     else if (choice < 80) write_back(chain, choice == 70);
@@ -221,12 +222,12 @@ int main(int argc, char **argv) {
     double seconds = atof(argv[1]);
     uint32_t num_readers = (uint32_t)atoi(argv[3]), near_places[CAPACITY], far_places[CAPACITY];
     uint16_t near_ns[CAPACITY], far_ns[CAPACITY];
-    kv_freed freed = {near_places, far_places, near_ns, far_ns, CAPACITY, 0, 0};
+    kv_freed freed = {near_places, far_places, near_ns, far_ns, CAPACITY, 0, 0, 0};
     random_state = strtoull(argv[2], NULL, 10);
     uint64_t seed[2] = {random_state, random_state | 1}, removed = 0;
     pthread_t threads[READERS_MAX];
     struct timespec began, now;
-    if (num_readers > READERS_MAX || kv_index_create(&index_, 2 * NUM_NEAR, seed) < 0) return 3;
+    if (num_readers > READERS_MAX || kv_index_create(&index_, 2 * NUM_NEAR, seed, &kv_lru, 0) < 0) return 3;
     index_.namespaces[1] = (kv_ns){.slot_nbytes = 1, .all_parts = 1};
     for (uint32_t i = 0; i < NUM_FAR; i++) give(&far_tier, &i, 1);
     for (uint32_t i = 0; i < NUM_NEAR; i++) give(&near_tier, &i, 1);

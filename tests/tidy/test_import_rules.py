@@ -244,13 +244,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     # users of the public interface
     "caller": {"handle", "lease", "workload"},
     "replay": {"caller", "handle", "store", "trace", "workload"},
+    "simulate": {"_core.simulation", "trace"},
     "demo": {
         *("_core.arena", "caller", "config", "embedded", "handle", "hashing", "namespace", "space", "store"),
         *("tiers.disk", "workload"),
     },
     "cli": set(),
     "cli.render": set(),
-    "cli.plot": {"replay"},
+    "cli.plot": {"replay", "simulate"},
     "cli.traffic": {"caller", "cli.render"},
     "cli.remote": {"client", "client.store"},
     "cli.frame": {"cli.render", "rates"},
@@ -275,7 +276,8 @@ MAY_IMPORT: dict[str, set[str]] = {
             "logs",
             "namespace",
         ),
-        *("rates", "replay", "space", "store", "tiers.disk", "tiers.findings", "tiers.inspection", "trace", "workload"),
+        *("rates", "replay", "simulate", "space", "store", "tiers.disk", "tiers.findings", "tiers.inspection"),
+        *("trace", "workload"),
     },
     "__main__": {"cli"},
     "v1": set(),
@@ -331,6 +333,7 @@ MAY_CIMPORT: dict[str, set[str]] = {
     "walk": {"index", "records"},
     "events": {"index", "records"},
     "clocked": {"lease", "records", "view"},
+    "simulation": {"records"},
 }
 
 

@@ -21,25 +21,40 @@ KEY_NBYTES = KV_KEY_NBYTES
 SHARDS_MAX = KV_SHARDS_MAX
 PRESENT, BUSY, JOIN, WANTED = 0, 1, 2, 3
 FREE, WRITING, VALID = 0, 1, 2
-NEVER, EVICTED, UNWRITTEN, REMOVED, CORRUPT, ABANDONED, OVER_QUOTA, EXPIRED = 0, 1, 2, 3, 4, 5, 6, 7
+NEVER, EVICTED, UNWRITTEN, REMOVED, CORRUPT, ABANDONED, OVER_QUOTA, EXPIRED, BYPASSED = range(9)
+
+def _policies():
+    cdef uint32_t number = 0
+    names = []
+    while kv_policy_name(number) != NULL:
+        names.append(kv_policy_name(number).decode())
+        number += 1
+    return tuple(names)
+
+
+POLICIES = _policies()
 
 cdef uint32_t _FREED_CAPACITY = 1 << 16
 
 
 cdef class Index(IndexView):
-    """An index of at most `entries_max` blocks (memory is taken as it is used).
+    """An index of at most `entries_max` blocks (memory is taken as it is used), whose order is the eviction policy's;
+    that may remember `ghosts_max` blocks that are not stored.
 
-    Errors: InvalidRequest for a size out of range, Unavailable when the memory cannot be had.
+    Errors: InvalidRequest for a size out of range or an unknown policy, Unavailable when the memory cannot be had.
     """
 
-    def __cinit__(self, entries_max, seed=None):
+    def __cinit__(self, entries_max, seed=None, policy="lru", uint32_t ghosts_max=0):
         cdef uint64_t words[2]
         if not 1 <= entries_max <= ENTRIES_MAX:
             raise InvalidRequest(f"entries_max={entries_max} is not between 1 and {ENTRIES_MAX}")
         random = os.urandom(16) if seed is None else seed
         words[0] = int.from_bytes(random[:8], "little")
         words[1] = int.from_bytes(random[8:16], "little") | 1
-        cdef int code = kv_index_create(&self._index, entries_max, words)
+        cdef const kv_policy *found = kv_policy_find(policy.encode())
+        if found == NULL:
+            raise InvalidRequest(f"policy={policy!r} is not one of {', '.join(POLICIES)}")
+        cdef int code = kv_index_create(&self._index, entries_max, words, found, ghosts_max)
         if code < 0:
             raise Unavailable(f"no memory for an index of {entries_max} entries: {_errno.errorcode.get(-code, code)}")
         self._open = True
@@ -59,6 +74,16 @@ cdef class Index(IndexView):
         PyMem_Free(self._freed.far_places)
         PyMem_Free(self._freed.near_ns)
         PyMem_Free(self._freed.far_ns)
+
+    @property
+    def policy(self):
+        """Name of the eviction policy."""
+        return kv_policy_name_of(&self._index).decode()
+
+    def tend(self, uint64_t now_ms):
+        """The policy's time is `now_ms`, on a clock that never goes back; it may do a piece of what can wait."""
+        with nogil:
+            kv_policy_tend(&self._index, now_ms)
 
     cdef int attach(self, kv_table *table, object owner) except -1:
         if kv_evict_attach(&self._index, table) < 0:
@@ -83,15 +108,16 @@ cdef class Index(IndexView):
         return out
 
     def ghosts(self, keys):
-        """Why absent blocks are absent, as far as is remembered: (reason, unix seconds) per key."""
+        """Why absent blocks are absent, as far as is remembered: (reason, unix seconds, hits per second that the policy
+        expected of it, or None) per key."""
         cdef Py_buffer view
-        cdef uint32_t i, time_s
-        cdef int reason
+        cdef uint32_t i
+        cdef kv_ghost ghost
         keys_of(keys, &view)
         out = []
         for i in range(<uint32_t>(view.len // KV_KEY_NBYTES)):
-            reason = kv_index_ghost(&self._index, <const uint8_t *>view.buf + <size_t>i * KV_KEY_NBYTES, &time_s)
-            out.append((reason, time_s))
+            ghost = kv_index_ghost(&self._index, <const uint8_t *>view.buf + <size_t>i * KV_KEY_NBYTES)
+            out.append((ghost.reason, ghost.time_s, kv_level_value(ghost.level - 1) if ghost.level else None))
         PyBuffer_Release(&view)
         return out
 
@@ -316,7 +342,7 @@ cdef class Index(IndexView):
         cdef uint64_t freed_nbytes
         self._index.now_s = now_s
         with nogil:
-            freed_nbytes = kv_evict_near(&self._index, wanted_nbytes, keep_unwritten, &self._freed)
+            freed_nbytes = kv_evict_near(&self._index, wanted_nbytes, keep_unwritten, KV_LEVEL_ANY, &self._freed)
         return freed_nbytes, self._take_freed()
 
     def evict_far(self, uint64_t wanted_nbytes, uint32_t now_s):

@@ -11,13 +11,14 @@ cdef extern from "put.h" nogil:
     ctypedef struct kv_put:
         int has_far
         uint64_t arriving_nbytes
-        uint64_t num_unqueued
+        uint64_t num_unqueued, num_bypassed
         uint32_t fresh_head, fresh_tail
         kv_freed freed
     enum kv_put_flag:
         KV_LATE
         KV_PAST_QUOTA
         KV_PAST_ENTRIES
+        KV_AGAIN
     enum kv_put_code:
         KV_PUT_OK
         KV_PUT_LEASES
@@ -30,6 +31,7 @@ cdef extern from "put.h" nogil:
         KV_SHORT_ROOM
         KV_SHORT_ENTRIES
         KV_SHORT_QUOTA
+        KV_SHORT_WORTH
     ctypedef struct kv_wish:
         const uint8_t *keys
         uint32_t num_keys, shard, flags

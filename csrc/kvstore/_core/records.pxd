@@ -37,6 +37,7 @@ cdef extern from "index.h" nogil:
         KV_WAS_ABANDONED
         KV_WAS_OVER_QUOTA
         KV_WAS_EXPIRED
+        KV_WAS_BYPASSED
     enum kv_plan:
         KV_PRESENT
         KV_BUSY
@@ -84,6 +85,7 @@ cdef extern from "index.h" nogil:
         uint32_t ids_used
         uint32_t clock
         uint32_t now_s
+        uint64_t now_ms
         uint32_t num_tables
         kv_order near_order
         kv_order far_order
@@ -92,7 +94,8 @@ cdef extern from "index.h" nogil:
         const kv_policy *policy
     # Between these two nothing may need the GIL: whoever has it may be waiting for the lock.
     pthread_mutex_t *kv_index_lock(const kv_index *index)
-    int kv_index_create(kv_index *index, uint32_t entries_max, const uint64_t *seed)
+    int kv_index_create(kv_index *index, uint32_t entries_max, const uint64_t *seed, const kv_policy *policy,
+                        uint32_t ghosts_max)
     void kv_index_destroy(kv_index *index)
     double kv_index_nbytes_per_entry(const kv_index *index)
     uint32_t kv_index_find(const kv_index *index, const uint8_t *key)
@@ -115,7 +118,10 @@ cdef extern from "index.h" nogil:
         uint32_t at, look_max, found_max
     uint32_t kv_index_walk_far(const kv_index *index, kv_walk *walk, uint32_t first, uint32_t last, uint32_t *ids)
     uint32_t kv_index_walk_used(const kv_index *index, kv_walk *walk, uint32_t since, uint32_t *ids)
-    kv_reason kv_index_ghost(const kv_index *index, const uint8_t *key, uint32_t *time_s)
+    ctypedef struct kv_ghost:
+        uint32_t time_s
+        uint16_t reason, level
+    kv_ghost kv_index_ghost(const kv_index *index, const uint8_t *key)
     int kv_index_check(const kv_index *index)
     int kv_is_near(const kv_record *record)
     uint64_t kv_record_word(const kv_record *record)
@@ -203,7 +209,8 @@ cdef extern from "evict.h" nogil:
     void kv_evict_detach(kv_index *index, kv_table *table)
     uint32_t kv_evict_lookups(const kv_index *index, kv_lookups *sum)
     void kv_evict_drain(kv_index *index)
-    uint64_t kv_evict_near(kv_index *index, uint64_t wanted_nbytes, int keep_unwritten, kv_freed *freed)
+    uint64_t kv_evict_near(kv_index *index, uint64_t wanted_nbytes, int keep_unwritten, uint32_t level,
+                           kv_freed *freed)
     uint64_t kv_evict_far(kv_index *index, uint64_t wanted_nbytes, kv_freed *freed)
     uint64_t kv_evict_these(kv_index *index, const uint32_t *ids, uint32_t num_ids, int keep_unwritten,
                             kv_freed *freed)
