@@ -282,7 +282,7 @@ class Namespace:
         return self._store.hints.known(self.number, keys, hint)
 
     def pin(self, keys: Keys, ttl_s: float) -> int:
-        """Keep the stored prefix of `keys` from eviction for so long, or until `unpin`; how many blocks that is. By the
+        """Keep the stored prefix of `keys` from eviction and expiry for so long, or until `unpin`; how many blocks that is. By the
         same keys again it begins anew. Removal takes pinned blocks all the same; a restart forgets pins. Errors:
         InvalidRequest; LimitExceeded over policy.pins_nbytes_max or index.leases_max, and nothing has changed."""
         self._store.check_open()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Container
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +37,7 @@ class Pin:
 
 class Pins:
     """Leases on blocks of a mover's index, in a table of their own: no eviction, near or far, takes a block while a pin
-    is on it. Removal does, and a pin goes on with what is left. Caller holds the store's lock. Not kept over a restart.
+    is on it, nor does it expire. Removal takes it, and a pin goes on with what is left. Caller holds the store's lock. Not kept over a restart.
     """
 
     def __init__(self, mover: Mover) -> None:
@@ -146,6 +147,11 @@ class Pins:
             "pinned_nbytes": self._nbytes,
             "pins_nbytes_max": self._nbytes_max,
         }
+
+    @property
+    def ids(self) -> Container[int]:
+        """The blocks that are pinned."""
+        return self._counts
 
     @property
     def num_leases(self) -> int:

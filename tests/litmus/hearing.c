@@ -31,7 +31,7 @@ static void reserve(uint32_t num, uint32_t shard) {
 int main(void) {
     const uint64_t seed[2] = {1, 3};
     const kv_hint hint = {KV_ENDING_TOOL_USE, -1, 0, 5}, nothing = KV_NO_HINT;
-    if (kv_index_create(&index_, 64, seed) != 0) return 1;
+    if (kv_index_create(&index_, 64, seed, &kv_lru, 0) != 0) return 1;
     index_.namespaces[1].slot_nbytes = 4096;
     index_.namespaces[1].all_parts = 3;
     for (int i = 0; i < CHAIN; i++) keys[i * KV_KEY_NBYTES] = (uint8_t)(i + 1);
