@@ -58,8 +58,10 @@ def test_a_chain_ends_when_its_time_is_over_and_not_before(house: House):
     assert house.store.index.counts()["entries"] == 0 and house.far.usage().used_nbytes == 0
 
 
+@pytest.mark.parametrize("eviction", ["lru", "gittins"])
 @pytest.mark.parametrize("use", ["lease", "get", "put", "longer put", "prefix"])
-def test_what_is_used_meanwhile_lives_on(house: House, use: str):
+def test_what_is_used_meanwhile_lives_on(eviction: str, use: str):
+    house = House(eviction=eviction)
     keys = house.put(4)
     house.wait(30)
     if use == "lease":
