@@ -76,8 +76,8 @@ class Expiry:
         chain.keys, chain.is_dead = chain.keys[:0], True
 
     def step(self, pinned: Container[int]) -> list[tuple[int, Keys]]:
-        """Remove what is over, a bounded piece of it: [(namespace, keys of blocks that are gone)]. Blocks with these ids
-        stay, and so does what they extend."""
+        """Remove what is over, a bounded piece of it: [(namespace, keys of blocks that are gone)]. Blocks with these
+        ids stay, and so does what they extend."""
         now_us, left, gone = self._clock.now_us(), STEP_BLOCKS, []
         while self._heap and self._heap[0][0] <= now_us and left > 0:
             *_, chain = heappop(self._heap)

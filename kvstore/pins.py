@@ -37,7 +37,8 @@ class Pin:
 
 class Pins:
     """Leases on blocks of a mover's index, in a table of their own: no eviction, near or far, takes a block while a pin
-    is on it, nor does it expire. Removal takes it, and a pin goes on with what is left. Caller holds the store's lock. Not kept over a restart.
+    is on it, nor does it expire. Removal takes it, and a pin goes on with what is left. Caller holds the store's lock.
+    Not kept over a restart.
     """
 
     def __init__(self, mover: Mover) -> None:
