@@ -378,8 +378,8 @@ static void gittins_demoted(kv_index *index, uint32_t id) {
 }
 
 static void gittins_leave(kv_index *index, uint32_t id, uint32_t heir) {
+    if (heir != KV_NONE) list(index, heir); /* first: its cohort keeps its place in the cell */
     unlist(index, id);
-    if (heir != KV_NONE) list(index, heir);
 }
 
 static void gittins_gone(kv_index *index, uint32_t id) {
