@@ -53,6 +53,7 @@ static int gittins_create(kv_index *index, uint32_t ghosts_max) {
         return -ENOMEM;
     }
     ranks->now = START_TICK;
+    ranks->epoch_ms = KV_NO_TIME;
     kv_cohorts_set_now(&ranks->cohorts, ranks->now);
     ranks->cohorts.survival.weighed = ranks->cohorts.survival.next_pass = ranks->now;
     ranks->cohorts.survival.weight = 1;
@@ -110,7 +111,10 @@ static void release_held(kv_index *index) {
 
 static void set_now(kv_index *index) {
     kv_ranks *ranks = index->ranks;
-    const uint32_t tick = START_TICK + (uint32_t)(atomic_load_explicit(&index->now_ms, memory_order_relaxed) >> 4);
+    const uint64_t now_ms = atomic_load_explicit(&index->now_ms, memory_order_relaxed);
+    if (now_ms == KV_NO_TIME) return;
+    if (ranks->epoch_ms == KV_NO_TIME) ranks->epoch_ms = now_ms;
+    const uint32_t tick = START_TICK + (uint32_t)((now_ms - ranks->epoch_ms) >> 4);
     if ((int32_t)(tick - ranks->now) > 0) ranks->now = tick; /* a clock that went back stands still */
     kv_cohorts_set_now(&ranks->cohorts, ranks->now);
     if ((ranks->held[0] || ranks->held[1]) && (int32_t)(ranks->now - ranks->held_until) >= 0) release_held(index);
