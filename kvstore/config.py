@@ -37,6 +37,7 @@ from pydantic_settings import (
 from kvstore.errors import ConfigInvalid
 from kvstore.section import Section as _Section
 from kvstore.serving import Serve
+from kvstore.tracing import Trace
 
 KIB, MIB, GIB, TIB = 1 << 10, 1 << 20, 1 << 30, 1 << 40
 PAGE_NBYTES = 4 * KIB
@@ -194,6 +195,7 @@ class Config(BaseSettings):
     disk: Disk = Disk()
     index: Index = Index()
     mover: Mover = Mover()
+    trace: Trace = Trace()
     serve: Serve = Serve()
     _origins: dict[str, str] = PrivateAttr(default_factory=dict)
 

@@ -18,6 +18,7 @@ from kvstore.block import BlockLayout, Match, PutResult
 from kvstore.checks import checked_keys, duration_us, whole_number
 from kvstore.copying import Located
 from kvstore.errors import InvalidRequest, LimitExceeded, Unavailable
+from kvstore.joining import Step
 from kvstore.lease import Lease
 from kvstore.namespace import NamespaceSpec
 from kvstore.putting import fill_and_commit
@@ -39,6 +40,7 @@ class Namespace:
         self._seed = spec.digest()
         self._leases, self._index, self._mover, self._lock = store.leases, store.index, store.mover, store.lock
         self.arena: Arena = store.near.arena
+        self._note = None if store.recorder is None else store.recorder.of(number, spec.block_tokens)
 
     # ---- keys ----
 
@@ -66,6 +68,14 @@ class Namespace:
         While the far tier is not healthy, what could only be read from there is left out: it is not to be had.
         """
         self._store.check_open()
+        keys = checked_keys(keys)
+        if self._note is not None:
+            self._note(Step.MATCH, keys)
+        return self.peek(keys)
+
+    def peek(self, keys: Keys) -> Match:
+        """As match, but no request of a caller that is to be recorded."""
+        self._store.check_open()
         num_blocks, leading, near = self._index.match(checked_keys(keys), self.number)
         if near < num_blocks and not self._mover.far_is_well:
             num_blocks = near = leading
@@ -91,6 +101,8 @@ class Namespace:
         keys = checked_keys(keys)
         deadline_us = None if deadline_ms is None else self._deadline_us(deadline_ms)
         grip = self._leases.acquire(keys, True, self.number)
+        if self._note is not None:  # who does not wait for what is far asks again
+            self._note(Step.MATCH if deadline_ms == 0 and not grip.is_near else Step.TAKE, keys)
         if grip.is_near:
             return Lease(self, grip, len(keys))
         arrivals = Arrivals(self, self._store, keys, grip, deadline_us)
@@ -120,6 +132,8 @@ class Namespace:
         keys = checked_keys(keys)
         deadline_us = None if deadline_ms is None else self._deadline_us(deadline_ms)
         grip = self._leases.acquire(keys, True, self.number)
+        if self._note is not None:
+            self._note(Step.TAKE, keys)
         if not grip.is_near:
             return self._get_far(keys, grip, out, deadline_us)
         with Lease(self, grip, len(keys)) as lease:
@@ -159,6 +173,8 @@ class Namespace:
         keys, deadline_us = checked_keys(keys), self._deadline_us(deadline_ms)
         answer: Future[Match] = Future()
         answer.set_running_or_notify_cancel()  # nobody can cancel what is under way
+        if self._note is not None:
+            self._note(Step.MATCH, keys)
         grip = self._leases.acquire(keys, counted=False, ns=self.number)
         with self._lock:
             far = grip.ids()[grip.num_near :]
@@ -172,7 +188,7 @@ class Namespace:
 
     def _answer(self, answer: Future[Match], keys: Keys) -> None:
         try:
-            answer.set_result(self.match(keys))
+            answer.set_result(self.peek(keys))
         except Unavailable as error:  # closed meanwhile: whoever waits must not do so for ever
             answer.set_exception(error)
 
@@ -195,6 +211,8 @@ class Namespace:
         store = self._store
         store.check_open()
         wait_us = duration_us("deadline_ms", store.put_wait_ms if deadline_ms is None else deadline_ms)
+        if self._note is not None:
+            self._note(Step.PUT, keys)
         return Reservation(self, store, keys, shard).run(store.clock.now_us() + wait_us)
 
     def check_stop(self, grip: Grip, num_keys: int) -> None:

@@ -29,6 +29,7 @@ COUNTERS = frozenset(
         *("mover.scrubbed_blocks", "mover.scrub_rotten_blocks", "mover.scrub_rounds", "mover.defects"),
         *("traffic.put_nbytes", "traffic.got_nbytes"),
         *("mover.write_nbytes", "mover.write_us", "mover.read_nbytes", "mover.read_us"),
+        *("trace.calls", "trace.dropped_calls", "trace.requests"),
         *("service.calls", "service.refused", "service.sent_nbytes", "service.received_nbytes"),
     }
 )

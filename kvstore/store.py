@@ -26,6 +26,7 @@ from kvstore.handle import Namespace
 from kvstore.mover import Mover
 from kvstore.namespace import NamespaceSpec
 from kvstore.quota import Quotas
+from kvstore.recording import Recorder
 from kvstore.space import Sizes, slot_nbytes
 from kvstore.tiers.base import PLACE_NBYTES, DurableTier, Tier, Usage
 from kvstore.tiers.host import HostTier
@@ -36,7 +37,6 @@ log = logging.getLogger("kvstore")
 NAMESPACES_MAX = 65_535
 CLOSE_FLUSH_MS = 30_000
 QUOTA_NBYTES_MAX = 1 << 60
-
 DETACHED = Usage(0, 0, 0, healthy=False, reason="detached")
 
 
@@ -47,6 +47,7 @@ class BlockStore(Watching):
     """
 
     policy_name = "lru"
+    recorder: Recorder | None = None  # of what callers ask for; namespaces that are opened later note it there
 
     def __init__(
         self,
@@ -307,8 +308,7 @@ class BlockStore(Watching):
             }
             if self.far is not None or self.attachment.is_detached:
                 tiers[self.far_name] = self._tier_stats(self.far.usage() if self.far else DETACHED, counts["far"], None)
-                is_attached = not self.attachment.is_detached
-                tiers[self.far_name] |= {"evicted": counts["evicted_far"], "attached": is_attached}
+                tiers[self.far_name] |= {"evicted": counts["evicted_far"], "attached": not self.attachment.is_detached}
                 if isinstance(self.far, DurableTier):
                     tiers[self.far_name]["dropped"] = self.num_dropped + self.far.num_dropped
             lookups = self.index.lookups()

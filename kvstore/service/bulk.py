@@ -78,7 +78,7 @@ class Bulk:
         most = max(1, self._limits.call_nbytes_max // opened.namespace.spec.block_nbytes)
         if len(keys) <= most:
             return keys, len(keys)
-        return keys, min(len(keys), opened.namespace.match(keys).num_blocks + most)
+        return keys, min(len(keys), opened.namespace.peek(keys).num_blocks + most)
 
     def _received(
         self, room: Room, requests: Iterator[bytes], start: int, num_considered: int, opened: Opened

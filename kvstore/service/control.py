@@ -125,7 +125,7 @@ class Control:
             arriving = opened.namespace.prefetch(keys, self._store.near.name, left_ms)
             if self._store.clock.wait(arriving, int(left_ms * 1000)):
                 return match_reply(arriving.result())
-            return match_reply(opened.namespace.match(keys))
+            return match_reply(opened.namespace.peek(keys))
 
     def remove(self, caller: Caller, request: pb.RemoveRequest, _: grpc.ServicerContext) -> Message:
         """As the protocol says."""

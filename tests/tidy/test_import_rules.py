@@ -35,7 +35,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "clock": set(),
     "section": set(),
     "serving": {"section"},
-    "config": {"section", "serving"},
+    "tracing": {"section"},
+    "config": {"section", "serving", "tracing"},
     "access": set(),
     "frames": set(),
     "events": set(),
@@ -43,6 +44,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "policy": set(),
     "rates": set(),
     "trace": set(),
+    "trace_file": set(),
+    "joining": {"trace"},
     "workload": set(),
     # the doors to the compiled core
     "_core": set(),
@@ -110,13 +113,14 @@ MAY_IMPORT: dict[str, set[str]] = {
         "tiers.base",
     },
     "durability": {"_core.index", "checks", "tiers.base"},
+    "recording": {"clock", "hashing", "joining", "trace", "trace_file"},
     "lease": {"copying"},
     "room": {"tiers.base"},
     "putting": {"copying", "room"},
     "reservation": {"_core.put", "room"},
     "arrivals": {"_core.lease", "tiers.base"},
     "handle": {
-        *("arrivals", "_core.lease", "checks", "copying", "durability", "hashing", "lease", "namespace"),
+        *("arrivals", "_core.lease", "checks", "copying", "durability", "hashing", "joining", "lease", "namespace"),
         *("putting", "reservation", "room", "tiers.base"),
     },
     "store": {
@@ -133,6 +137,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "mover",
         "namespace",
         "quota",
+        "recording",
         "space",
         "tiers.base",
         "tiers.host",
@@ -142,8 +147,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "watching": {"checks", "clock", "events", "feed", "handle", "namespace", "tiers.host"},
     # composition: the one place where tiers are chosen
     "embedded": {
-        *("_core.events", "_core.index", "_core.lease", "clock", "config", "mover", "policy", "space", "store"),
-        *("tiers.base", "tiers.disk", "tiers.host"),
+        *("_core.events", "_core.index", "_core.lease", "clock", "config", "mover", "policy", "recording", "space"),
+        *("store", "tiers.base", "tiers.disk", "tiers.host"),
     },
     "kvstore": {"client", "config", "embedded", "handle", "namespace", "store"},
     # wire ↔ values, on either side; neither knows the other
@@ -155,7 +160,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "service.namespaces": {
         *("access", "checks", "handle", "hashing", "namespace", "service.identity", "service.limits", "store"),
     },
-    "service.attaching": {"_core.attach", "_core.put", "config", "service.endpoints", "store"},
+    "service.attaching": {
+        *("_core.attach", "_core.put", "checks", "config", "joining", "service.endpoints", "store"),
+    },
     "service.bulk": {
         *("_core.transfer", "frames", "lease", "putting", "room", "service.calls", "service.identity"),
         *("service.limits", "service.namespaces", "v1.kvstore_pb2"),
@@ -285,8 +292,8 @@ MAY_NAME: dict[str, set[str]] = {
 # Distributions from outside → the only modules that may import them (a folder ends in `.*`).
 THIRD_PARTY: dict[str, tuple[str, ...]] = {
     "numpy": ("*",),
-    "pydantic": ("access", "config", "section", "serving"),
-    "pydantic_core": ("config", "section", "serving"),
+    "pydantic": ("access", "config", "section", "serving", "tracing"),
+    "pydantic_core": ("config", "section", "serving", "tracing"),
     "pydantic_settings": ("config",),
     "lmdb": ("tiers.manifest",),
     "click": ("cli", "cli.*"),

@@ -48,7 +48,7 @@ def row(setting: Setting) -> str:
 def test_operations_has_every_setting_with_its_default() -> None:
     wanted = [row(setting) for setting in Config().explain()]
     lines = (ROOT / "docs" / "operations.md").read_text().splitlines()
-    assert [line for line in lines if re.match(r"\| `(host|disk|index|mover|serve)\.\w+` \| `", line)] == wanted
+    assert [line for line in lines if re.match(r"\| `(host|disk|index|mover|trace|serve)\.\w+` \| `", line)] == wanted
 
 
 def test_the_sample_file_has_every_setting_with_its_default() -> None:
@@ -73,7 +73,9 @@ def test_operations_explains_every_statistic() -> None:
         store.namespace(kvstore.NamespaceSpec(model="m", block_nbytes=4096))
         found = {re.sub(r"^namespaces\.m\.", "namespaces.NAME.", path) for path in paths(store.stats())}
     _, _, text = (ROOT / "docs" / "operations.md").read_text().partition("## What stats() reports")
-    named = set(re.findall(r"^\| `((?:lookups|traffic|tiers|index|mover|namespaces)\.[\w.]+)` \|", text, re.MULTILINE))
+    named = set(
+        re.findall(r"^\| `((?:lookups|traffic|tiers|index|mover|trace|namespaces)\.[\w.]+)` \|", text, re.MULTILINE)
+    )
     general = {re.sub(r"^tiers\.(host|disk)\.", "tiers.*.", path) for path in found}
     named = {re.sub(r"^tiers\.(TIER|host|disk)\.", "tiers.*.", path) for path in named}
     assert named == general

@@ -20,7 +20,7 @@ cdef extern from "attach.h" nogil:
     ctypedef struct kv_attach_counts:
         uint64_t num_clients, num_silent, num_accepted, num_refused, num_malformed, num_reclaimed
         uint64_t num_reservations, reserved_nbytes, num_revoked, num_expired
-        uint64_t num_reserved, num_committed, num_waits
+        uint64_t num_reserved, num_committed, num_waits, num_unrecorded
     ctypedef struct kv_help:
         int kind
         uint16_t ns
@@ -40,10 +40,11 @@ cdef extern from "attach.h" nogil:
     int kv_attach_take(kv_attach *attach, kv_help *help)
     void kv_attach_heard(kv_attach *attach, uint32_t client, uint32_t turn)
     void kv_attach_helped(kv_attach *attach, uint32_t client, uint32_t turn, uint32_t flags, uint32_t num_fresh)
+    void kv_attach_record(kv_attach *attach)
     void kv_attach_set_wait(kv_attach *attach, uint32_t put_wait_ms)
     void kv_attach_read_counts(kv_attach *attach, kv_attach_counts *counts)
 
-PROMOTE, ROOM, QUOTA, ENTRIES, COLLECT = 1, 2, 3, 4, 5
+PROMOTE, ROOM, QUOTA, ENTRIES, COLLECT, RECORD = 1, 2, 3, 4, 5, 6
 READ, WRITE = 1, 2
 CLIENTS_MAX = KV_TABLES_MAX - 8    # the store's own lease tables, and this server's
 
@@ -76,6 +77,10 @@ cdef class AttachSocket:
     def __dealloc__(self):
         if self._attach != NULL:
             kv_attach_destroy(self._attach)
+
+    def record(self):
+        """From now on `take` tells of every chain that is to be reserved; before `serve`."""
+        kv_attach_record(self._attach)
 
     def serve(self):
         """The serving thread's body, without the GIL, until `stop`."""
