@@ -173,6 +173,12 @@ class Mover(_Section):
         le=60_000,
         description="How long a put, or a lease of far blocks, may wait for write-back to make room; 0: not at all.",
     )
+    prefill_tokens_per_s: int = Field(
+        default=0,
+        ge=0,
+        le=10**9,
+        description="How fast callers compute; far blocks that load more slowly are left out. 0: not known, none are.",
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -130,6 +130,7 @@ def _assembled(config: Config, near: HostTier, far: Tier | None) -> EmbeddedStor
         write_nbytes_per_s=config.mover.write_nbytes_per_s,
         scrub_nbytes_per_s=config.mover.scrub_nbytes_per_s,
         write_nbytes_per_day=config.mover.write_nbytes_per_day,
+        prefill_tokens_per_s=config.mover.prefill_tokens_per_s,
     )
     return EmbeddedStore(
         index=index,

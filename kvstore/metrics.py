@@ -22,6 +22,8 @@ COUNTERS = frozenset(
             "lookups.blocks_found",
             "lookups.blocks_near",
             "lookups.blocks_far",
+            "lookups.blocks_skipped",
+            "lookups.probes",
         ),
         *("tiers.evicted", "tiers.dropped", "index.evicted_near", "index.evicted_far", "index.dropped_unwritten"),
         *("index.spared", "mover.written_blocks", "mover.promoted_blocks", "mover.carried_blocks"),

@@ -28,6 +28,7 @@ class Limits:
     write_nbytes_per_s: int = 0
     scrub_nbytes_per_s: int = 0  # 0: no scrubbing
     write_nbytes_per_day: int = 0
+    prefill_tokens_per_s: int = 0  # 0: not known
     batches: policy.WriteBack = field(default_factory=policy.WriteBack)
 
 

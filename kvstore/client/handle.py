@@ -14,7 +14,7 @@ import numpy as np
 from kvstore import hashing
 from kvstore.arrays import Keys
 from kvstore.block import BlockLayout, Match, PutResult
-from kvstore.checks import checked_keys, duration_us, whole_number
+from kvstore.checks import checked_keys, computed_tokens, duration_us, prefill_rate, whole_number
 from kvstore.client.blocks import Collected, Copied
 from kvstore.client.lease import RemoteLease
 from kvstore.client.link import Link, Stale
@@ -25,6 +25,7 @@ from kvstore.clock import SystemClock
 from kvstore.copying import Located, locate
 from kvstore.errors import InvalidRequest, Unavailable
 from kvstore.namespace import NamespaceSpec
+from kvstore.policy import TokenRate
 from kvstore.v1 import kvstore_pb2 as pb
 
 T = TypeVar("T")
@@ -49,6 +50,7 @@ class RemoteNamespace:
         self._handle: int | None = None
         self._event_seed = b""
         self._lock = threading.Lock()
+        self._computed = TokenRate()  # of this process: it goes with each call, the daemon keeps none
 
     # ---- the handle ----
 
@@ -116,13 +118,13 @@ class RemoteNamespace:
 
     # ---- reading ----
 
-    def match(self, keys: Keys) -> Match:
+    def match(self, keys: Keys, *, prefill_tokens_per_s: float | None = None) -> Match:
         """As Namespace.match."""
         self._check_open()
-        sent = checked_keys(keys).tobytes()
+        sent, given = checked_keys(keys).tobytes(), prefill_rate(prefill_tokens_per_s)
 
         def ask(handle: int) -> Match:
-            request = pb.MatchRequest(namespace=handle, keys=sent)
+            request = pb.MatchRequest(namespace=handle, keys=sent, prefill_tokens_per_s=self._rate(given))
             return _match(self._link.ask("Match", request, pb.MatchReply, repeat=True))
 
         try:
@@ -130,37 +132,48 @@ class RemoteNamespace:
         except Unavailable:
             return Match(0)
 
-    def lease(self, keys: Keys, deadline_ms: float | None = None) -> RemoteLease:
+    def lease(
+        self, keys: Keys, deadline_ms: float | None = None, *, prefill_tokens_per_s: float | None = None
+    ) -> RemoteLease:
         """As Namespace.lease; the blocks are copied here, and a `deadline_ms` is for those that are far."""
         self._check_open()
         keys = checked_keys(keys)
         sink = Collected(self.spec.block_nbytes)
-        headers = self._read(keys, deadline_ms, sink)
+        headers = self._read(keys, deadline_ms, sink, prefill_rate(prefill_tokens_per_s))
         lease = RemoteLease(sink.blocks, len(keys), self.spec.block_nbytes)
         if headers:
             lease.pending, lease.load_us = headers[-1].num_pending, headers[-1].load_us
+            lease.skipped, lease.recompute_us = headers[-1].num_skipped, headers[-1].recompute_us
             lease.num_promoted = sum(header.num_promoted for header in headers)
         return lease
 
-    def get(self, keys: Keys, out: Any = None, deadline_ms: float | None = None) -> tuple[int, Any]:
+    def get(
+        self,
+        keys: Keys,
+        out: Any = None,
+        deadline_ms: float | None = None,
+        *,
+        prefill_tokens_per_s: float | None = None,
+    ) -> tuple[int, Any]:
         """As Namespace.get."""
         self._check_open()
+        given = prefill_rate(prefill_tokens_per_s)
         found = None if out is None else locate(out, self.spec.block_nbytes, None, None, writable=True)
         keys = checked_keys(keys)
         if found is None:
             sink = Collected(self.spec.block_nbytes)
-            self._read(keys, deadline_ms, sink)
+            self._read(keys, deadline_ms, sink, given)
             made = np.empty((len(sink.blocks), self.spec.block_nbytes), dtype=np.uint8)
             for row, block in zip(made, sink.blocks, strict=True):
                 row[:] = np.frombuffer(block, dtype=np.uint8)
             return len(made), made
-        return self._read_into(keys, deadline_ms, found), out
+        return self._read_into(keys, deadline_ms, found, given), out
 
-    def _read(self, keys: Keys, deadline_ms: float | None, sink: Collected) -> list[pb.ReadHeader]:
+    def _read(self, keys: Keys, deadline_ms: float | None, sink: Collected, given: float | None) -> list[pb.ReadHeader]:
         """Read the prefix in as many calls as its size needs; the headers of the calls."""
         headers: list[pb.ReadHeader] = []
         for _, part in self._calls(keys):
-            reading = self._reading(part, deadline_ms)
+            reading = self._reading(part, deadline_ms, given)
             if reading is None:
                 break
             headers.append(reading.header)
@@ -168,10 +181,10 @@ class RemoteNamespace:
                 break
         return headers
 
-    def _read_into(self, keys: Keys, deadline_ms: float | None, out: Located) -> int:
+    def _read_into(self, keys: Keys, deadline_ms: float | None, out: Located, given: float | None) -> int:
         num_copied = 0
         for first, part in self._calls(keys):
-            reading = self._reading(part, deadline_ms)
+            reading = self._reading(part, deadline_ms, given)
             if reading is None:
                 break
             num_blocks = reading.header.num_blocks
@@ -193,13 +206,16 @@ class RemoteNamespace:
         for first in range(0, len(keys), most):
             yield first, keys[first : first + most]
 
-    def _reading(self, keys: Keys, deadline_ms: float | None) -> Reading | None:
+    def _reading(self, keys: Keys, deadline_ms: float | None, given: float | None) -> Reading | None:
         """A Read that has begun; None while the daemon is gone."""
         if deadline_ms is not None:
             duration_us("deadline_ms", deadline_ms)
 
         def begin(handle: int) -> Reading:
-            request = pb.ReadRequest(namespace=handle, keys=keys.tobytes(), deadline_ms=deadline_ms)
+            rate = self._rate(given)
+            request = pb.ReadRequest(
+                namespace=handle, keys=keys.tobytes(), deadline_ms=deadline_ms, prefill_tokens_per_s=rate
+            )
             call_s = self._call_s(deadline_ms, len(keys) * self.spec.block_nbytes)
             return Reading(self._link, request, len(keys), call_s)
 
@@ -208,10 +224,17 @@ class RemoteNamespace:
         except Unavailable:
             return None
 
-    def prefetch(self, keys: Keys, tier: str = "host", deadline_ms: float | None = None) -> Future[Match]:
+    def prefetch(
+        self,
+        keys: Keys,
+        tier: str = "host",
+        deadline_ms: float | None = None,
+        *,
+        prefill_tokens_per_s: float | None = None,
+    ) -> Future[Match]:
         """As Namespace.prefetch; its result is an empty Match when the daemon is gone."""
         self._check_open()
-        sent = checked_keys(keys).tobytes()
+        sent, given = checked_keys(keys).tobytes(), prefill_rate(prefill_tokens_per_s)
         if deadline_ms is not None:
             duration_us("deadline_ms", deadline_ms)
         answer: Future[Match] = Future()
@@ -221,7 +244,10 @@ class RemoteNamespace:
             near = self._link.capabilities.near_tier
             if tier != near:
                 raise InvalidRequest(f"tier={tier!r}: blocks can be prefetched to {near!r} only")
-            request = pb.PrefetchRequest(namespace=handle, keys=sent, deadline_ms=deadline_ms)
+            rate = self._rate(given)
+            request = pb.PrefetchRequest(
+                namespace=handle, keys=sent, deadline_ms=deadline_ms, prefill_tokens_per_s=rate
+            )
             return self._link.begin("Prefetch", request, self._call_s(deadline_ms, 0))
 
         try:
@@ -241,6 +267,20 @@ class RemoteNamespace:
                 answer.set_result(Match(0))
             else:
                 answer.set_exception(meant)
+
+    def computed(self, num_tokens: int, elapsed_us: float) -> None:
+        """As Namespace.computed; of what this process says, for its own calls."""
+        self._check_open()
+        num_tokens, elapsed_us = computed_tokens(num_tokens, elapsed_us)
+        with self._lock:
+            self._computed.record(num_tokens, elapsed_us, self._clock.now_us())
+
+    def _rate(self, given: float | None) -> float | None:
+        """Tokens that this process computes in a second, as Namespace would know it; None: nobody knows. Errors:
+        Unavailable while the daemon is gone and has not said what it is configured to."""
+        if given is not None:
+            return given
+        return self._link.capabilities.prefill_tokens_per_s or self._computed.tokens_per_s or None
 
     # ---- writing ----
 
@@ -352,4 +392,4 @@ class RemoteNamespace:
 
 
 def _match(reply: pb.MatchReply) -> Match:
-    return Match(reply.num_blocks, dict(reply.by_tier), reply.load_us)
+    return Match(reply.num_blocks, dict(reply.by_tier), reply.load_us, reply.num_skipped, reply.recompute_us)

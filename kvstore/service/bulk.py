@@ -13,7 +13,7 @@ from kvstore.errors import InvalidRequest, LeaseExpired, LimitExceeded
 from kvstore.lease import Lease
 from kvstore.putting import PREFIX_GONE
 from kvstore.room import Room
-from kvstore.service.calls import parsed, remaining_ms
+from kvstore.service.calls import parsed, rate_of, remaining_ms
 from kvstore.service.identity import Caller
 from kvstore.service.limits import Held, Limits
 from kvstore.service.namespaces import Namespaces, Opened
@@ -35,7 +35,8 @@ class Bulk:
         nbytes = len(keys) * opened.namespace.spec.block_nbytes
         if len(keys) > 1 and nbytes > self._limits.call_nbytes_max:
             raise LimitExceeded(f"{len(keys)} blocks of {nbytes} bytes: call_nbytes_max={self._limits.call_nbytes_max}")
-        with self._held.long_call(caller.client), opened.namespace.lease(keys, left_ms) as lease:
+        leased = opened.namespace.lease
+        with self._held.long_call(caller.client), leased(keys, left_ms, prefill_tokens_per_s=rate_of(request)) as lease:
             nbytes = lease.num_blocks * opened.namespace.spec.block_nbytes
             with self._held.blocks(caller.client, nbytes, leased=lease.num_blocks):
                 yield from self._sent(lease, opened.namespace.spec.block_nbytes)
@@ -47,6 +48,8 @@ class Bulk:
             num_pending=lease.pending,
             num_promoted=lease.num_promoted,
             load_us=lease.load_us,
+            num_skipped=lease.skipped,
+            recompute_us=lease.recompute_us,
         )
         yield pb.ReadReply(header=header).SerializeToString()
         views = lease.views

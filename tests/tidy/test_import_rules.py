@@ -98,6 +98,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "carry": {"_core.index", "listing", "tiers.base"},
     "scrub": {"_core.index", "listing", "policy", "tiers.base"},
     "promotion": {"policy", "tiers.base"},
+    "prefill": {"_core.index", "policy"},
+    "matching": {"_core.index"},
     "mover": {
         *("_core.index", "backlog", "budget", "carry", "clock", "policy", "promotion", "recency", "scrub", "space"),
         *("stepper", "tiers.base", "tiers.host"),
@@ -118,10 +120,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "room": {"tiers.base"},
     "putting": {"copying", "room"},
     "reservation": {"_core.put", "room"},
-    "arrivals": {"_core.lease", "tiers.base"},
+    "arrivals": {"_core.lease", "lease", "tiers.base"},
     "handle": {
-        *("arrivals", "_core.lease", "checks", "copying", "durability", "hashing", "joining", "lease", "namespace"),
-        *("putting", "reservation", "room", "tiers.base"),
+        *("arrivals", "_core.lease", "checks", "copying", "durability", "hashing", "joining", "lease", "matching"),
+        *("namespace", "putting", "reservation", "room", "tiers.base"),
     },
     "store": {
         "_core.index",
@@ -136,6 +138,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "handle",
         "mover",
         "namespace",
+        "prefill",
         "quota",
         "recording",
         "space",
@@ -207,14 +210,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "client.room": {"client.blocks", "client.streams", "copying"},
     "client.handle": {
         *("checks", "client.blocks", "client.lease", "client.link", "client.putting", "client.room"),
-        *("client.streams", "clock", "copying", "hashing", "namespace", "v1.kvstore_pb2"),
+        *("client.streams", "clock", "copying", "hashing", "namespace", "policy", "v1.kvstore_pb2"),
     },
     # a daemon's memory in this process: the verbs over the same leases, rooms and copies as embedded
     "client.attachment": {"_core.arena", "_core.lease", "_core.link"},
     "client.space": {
         *("_core.link", "client.attachment", "clock", "copying", "hashing", "namespace", "room", "tiers.base"),
     },
-    "client.coming": {"_core.lease", "client.space"},
+    "client.coming": {"_core.lease", "client.space", "lease"},
     "client.attached": {
         *("checks", "client.attachment", "client.coming", "client.handle", "client.lease", "client.link"),
         *("client.putting", "client.room", "client.space", "copying", "lease", "namespace", "putting", "room"),
@@ -276,6 +279,8 @@ MAY_IMPORT: dict[str, set[str]] = {
 MAY_NAME: dict[str, set[str]] = {
     "carry": {"mover"},
     "promotion": {"carry", "mover"},
+    "prefill": {"mover"},
+    "matching": {"store"},
     "arrivals": {"_core.lease", "handle", "promotion", "store"},
     "attachment": {"store"},
     "recovery": {"store"},

@@ -86,6 +86,7 @@ def test_every_setting_can_be_given_in_every_way(tmp_path: Path, monkeypatch: py
             "write_nbytes_per_day": 4,
             "reservation_ttl_ms": 4,
             "put_wait_ms": 5,
+            "prefill_tokens_per_s": 7,
         },
         "trace": {"path": str(tmp_path / "trace"), "nbytes_max": MIB},
         "serve": {
