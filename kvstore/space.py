@@ -35,6 +35,7 @@ class Limits:
     leases_max: int = 1 << 16  # of pins; those of callers have a table, and as many, of their own
     pins_nbytes_max: int = 0  # 0: a tenth of near_nbytes
     ttl_blocks_max: int = 1 << 20
+    prefill_tokens_per_s: int = 0  # 0: not known
     batches: policy.WriteBack = field(default_factory=policy.WriteBack)
 
 

@@ -52,7 +52,7 @@ def good_message(method: Any, handle: int, keys: bytes) -> bytes:
         return kind(header=pb.WriteHeader(namespace=handle, keys=keys)).SerializeToString()
     names = {field.name for field in kind.DESCRIPTOR.fields}
     values: dict[str, Any] = {"namespace": handle, "namespaces": [handle], "keys": keys, "deadline_ms": 5.0}
-    values |= {"tier": "disk", "force": True}
+    values |= {"tier": "disk", "force": True, "prefill_tokens_per_s": 1000.0}
     return kind(**{name: value for name, value in values.items() if name in names}).SerializeToString()
 
 
