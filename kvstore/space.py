@@ -32,7 +32,7 @@ class Limits:
     scrub_nbytes_per_s: int = 0  # 0: no scrubbing
     write_nbytes_per_day: int = 0
     far_chance_min: float = 0.0  # of being asked for again soon, for a far copy
-    leases_max: int = 1 << 16  # of pins; those of callers have a table, and as many, of their own
+    pin_leases_max: int = 1 << 16
     pins_nbytes_max: int = 0  # 0: a tenth of near_nbytes
     ttl_blocks_max: int = 1 << 20
     prefill_tokens_per_s: int = 0  # 0: not known

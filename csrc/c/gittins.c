@@ -114,7 +114,14 @@ static void set_now(kv_index *index) {
     if ((int32_t)(tick - ranks->now) > 0) ranks->now = tick; /* a clock that went back stands still */
     kv_cohorts_set_now(&ranks->cohorts, ranks->now);
     if ((ranks->held[0] || ranks->held[1]) && (int32_t)(ranks->now - ranks->held_until) >= 0) release_held(index);
-    kv_cohorts_tend(&ranks->cohorts);
+}
+
+/* Time alone teaches once a tick, so that what is learned follows from events and their times, not from how often
+ * somebody happens to come by. */
+static void gittins_tend(kv_index *index) {
+    const uint32_t before = ranks_of(index)->now;
+    set_now(index);
+    if (ranks_of(index)->now != before) kv_cohorts_tend(&ranks_of(index)->cohorts);
 }
 
 /* ---- what is known ---- */
@@ -241,6 +248,7 @@ static void gittins_touched(kv_index *index, uint32_t deepest) {
     kv_ranks *ranks = index->ranks;
     const uint32_t number = ++index->clock;
     set_now(index);
+    kv_cohorts_tend(&ranks->cohorts);
     attach(index, deepest);
     kv_known *last = known_at(ranks, ranks->known_of[deepest]);
     const int again = ranks->known_of[deepest] && is_lookup(ranks, last->cohort, RETRY_TICKS);
@@ -290,6 +298,7 @@ static void gittins_asked(kv_index *index, const kv_request *request) {
     uint32_t *known = scratch_of(ranks, request->num_keys);
     if (known == NULL || request->num_keys == 0) return;
     set_now(index);
+    kv_cohorts_tend(&ranks->cohorts);
     const uint32_t num_known = find_known(index, request, known);
     const int is_piece = is_next_piece(ranks, known, num_known);
     kv_traits traits = {KV_PACE_UNKNOWN, request->num_keys - num_known, request->hint};
@@ -469,7 +478,7 @@ const kv_policy kv_gittins = {
     .level = kv_gittins_level,
     .gone = gittins_gone,
     .hint = gittins_hint,
-    .tend = set_now,
+    .tend = gittins_tend,
     .chances = gittins_chances,
     .wanted_chances = gittins_wanted_chances,
     .describe = kv_gittins_describe,

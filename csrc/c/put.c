@@ -301,6 +301,13 @@ static void note_bypassed(kv_put *put, const kv_wish *wish, const kv_grant *gran
     }
 }
 
+/* A put uses what it finds stored, whatever the policy makes of that: it does not expire (expire.c). */
+static void use_present(kv_index *index, const kv_grant *grant, uint32_t num_keys) {
+    const uint32_t number = ++index->clock;
+    for (uint32_t i = 0; i < num_keys; i++)
+        if (grant->plan[i] == KV_PRESENT) index->links[grant->ids[i]].access = number;
+}
+
 static enum kv_put_code begin(kv_put *put, const kv_wish *wish, kv_grant *grant) {
     kv_index *index = put->index;
     grant->num_wanted = kv_index_plan(index, wish->keys, wish->num_keys, wish->shard, grant->plan, grant->ids);
@@ -309,6 +316,7 @@ static enum kv_put_code begin(kv_put *put, const kv_wish *wish, kv_grant *grant)
             grant->num_wanted = i;
             return KV_PUT_FOREIGN;
         }
+    use_present(index, grant, wish->num_keys);
     kv_want want = {.levels = appraise(put, wish, grant)};
     enum kv_put_code code = allowed_blocks(put, wish, grant, &want.num);
     if (code != KV_PUT_OK) return code;
