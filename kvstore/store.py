@@ -246,6 +246,7 @@ class BlockStore(Watching):
         """Commit one part of reserved blocks; returns how many had been undone before."""
         num_lost: int = self.mover.put.commit(ids, shard, self.clock.time_s())
         self.mover.collect()
+        self.mover.return_far()
         return num_lost
 
     def count_got(self, nbytes: int) -> None:
@@ -262,8 +263,9 @@ class BlockStore(Watching):
             expires_us, ids, words = self._reserved[0]
             is_over = now_us >= expires_us
             if self.mover.put.expire(ids, words, is_over, self.clock.time_s()) and not is_over:
-                return
+                break
             self._reserved.popleft()
+        self.mover.return_far()
 
     def _chore(self) -> None:
         self.settle_locked()
