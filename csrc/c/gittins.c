@@ -442,6 +442,16 @@ static float gittins_chance(const kv_index *index, uint32_t id, uint32_t within_
     return kv_survival_chance(&ranks->cohorts.survival, cohort->class_number, cohort->bin, within_s);
 }
 
+static kv_memories gittins_memories(const kv_index *index) {
+    const kv_ranks *ranks = ranks_of(index);
+    const kv_knowledge *knowledge = &ranks->knowledge;
+    kv_memories memories = {.num_ghosts = knowledge->num_blocks};
+    for (uint32_t id = 0; id < index->ids_used; id++) memories.num_ghosts -= ranks->known_of[id] != 0;
+    const uint64_t nbytes = kv_known_nbytes(knowledge) + ranks->cohorts.num_cohorts * sizeof(kv_cohort);
+    if (knowledge->num_blocks > 0) memories.nbytes_each = (double)nbytes / knowledge->num_blocks;
+    return memories;
+}
+
 static int gittins_check(const kv_index *index, uint64_t near_listed, uint64_t far_listed) {
     const kv_ranks *ranks = ranks_of(index);
     uint64_t listed[2] = {0, 0};
@@ -485,6 +495,7 @@ const kv_policy kv_gittins = {
     .level = gittins_level,
     .gone = gittins_gone,
     .hint = gittins_hint,
+    .memories = gittins_memories,
     .tend = set_now,
     .chance = gittins_chance,
 };

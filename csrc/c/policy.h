@@ -22,6 +22,11 @@ typedef struct {
     kv_hint hint;
 } kv_request;
 
+typedef struct {
+    uint64_t num_ghosts;
+    double nbytes_each;
+} kv_memories;
+
 struct kv_policy {
     const char *name;
     /* Make index->ranks, with room to remember `ghosts_max` blocks that are not stored. 0 or -ENOMEM. NULL: needs none. */
@@ -59,6 +64,8 @@ struct kv_policy {
     /* Something is known now about the last request of the chain that ends at `deepest`, a visible block. That is no
      * access. */
     void (*hint)(kv_index *index, uint32_t deepest, const kv_hint *hint);
+    /* Blocks that are remembered and not stored, and what memory all remembering takes per block remembered. */
+    kv_memories (*memories)(const kv_index *index);
     /* Do a bounded piece of what can wait: at most some hundred microseconds. */
     void (*tend)(kv_index *index);
     /* How likely `id` is asked for within so many seconds. */
@@ -67,5 +74,7 @@ struct kv_policy {
 
 extern const kv_policy kv_lru;     /* least recently used leaf first (tail of the chain before its head) */
 extern const kv_policy kv_gittins; /* the least hits per block and second to be expected first; leaves only */
+extern const kv_policy kv_s3fifo;  /* first in, first out, but what was used meanwhile goes round again */
+extern const kv_policy kv_arc;     /* least recently used of those used once, or of the others, by what is missed */
 
 #endif

@@ -43,6 +43,7 @@ class StoreMachine(RuleBasedStateMachine):
     """`kind` is the far tier."""
 
     kind = "none"
+    eviction = "lru"
 
     def __init__(self) -> None:
         super().__init__()
@@ -61,7 +62,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     def open(self) -> None:
         self.removed = False
-        self.store = SteppedStore.make(self.kind, self.folder, self.clock)
+        self.store = SteppedStore.make(self.kind, self.folder, self.clock, self.eviction)
         self.spaces = [self.store.namespace(spec) for spec in SPECS]
 
     # ---- what is held, asked and expected
@@ -432,8 +433,23 @@ class MemoryOnly(StoreMachine):
     kind = "none"
 
 
+class UnderS3Fifo(StoreMachine):
+    kind = "memory"
+    eviction = "s3fifo"
+
+
+class UnderArc(StoreMachine):
+    kind = "memory"
+    eviction = "arc"
+
+
+class UnderGittins(StoreMachine):
+    kind = "memory"
+    eviction = "gittins"
+
+
 LONG = os.environ.get("HYPOTHESIS_PROFILE") == "long"
-EXAMPLES = {MemoryOnly: 250, OverMemory: 350, OnDisk: 200}
+EXAMPLES = {MemoryOnly: 250, OverMemory: 350, OnDisk: 200, UnderS3Fifo: 100, UnderArc: 100, UnderGittins: 100}
 
 
 @pytest.mark.timeout(0 if LONG else 300)
