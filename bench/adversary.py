@@ -13,7 +13,7 @@ burst     every ten seconds a new prompt two hundred times in a second, and then
 day       a clock that jumps by a day in the middle
 month     the same by thirty days
 frozen    a clock that stands still
-liar      the prompts of the scan, with the promise of a tool's answer soon
+liar      six prompts a second of 8 blocks for once only, and nothing that is said of them tells them from the chat's
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ CONVERSATIONS, CONVERSATIONS_QUICK = 6000, 150
 SPAN_MS_EACH = 600  # from one conversation's beginning to the next
 NUM_OPENINGS, OPENING_BLOCKS = 20, 4
 DAY_MS = 86_400_000
+CHAT_ENDING = "end_turn"
 POLICIES = tuple(name for name in known_policies() if name != INFINITE)
 
 
@@ -69,7 +70,7 @@ class Maker:
             chain, now_ms, stay = openings[self.rng.choice(NUM_OPENINGS, p=popular / popular.sum())], start_ms, 0.4
             while now_ms < self.span_ms:
                 chain = chain + self.fresh(int(self.rng.integers(1, 12)))
-                prompts.append(Prompt(int(now_ms), chain, "end_turn"))
+                prompts.append(Prompt(int(now_ms), chain, CHAT_ENDING))
                 if self.rng.random() > stay:
                     break
                 stay = min(0.9, stay + 0.1)
@@ -79,8 +80,11 @@ class Maker:
     def once(self, times_ms: np.ndarray, num_blocks: int, stop_reason: str = "") -> list[Prompt]:
         return [Prompt(int(now), self.fresh(num_blocks), stop_reason) for now in times_ms]
 
-    def scan(self, stop_reason: str = "") -> list[Prompt]:
-        return self.chat() + self.once(np.arange(0, self.span_ms, 1000), 50, stop_reason)
+    def scan(self) -> list[Prompt]:
+        return self.chat() + self.once(np.arange(0, self.span_ms, 1000), 50)
+
+    def liar(self) -> list[Prompt]:
+        return self.chat() + self.once(np.arange(0, self.span_ms, 166), 8, CHAT_ENDING)
 
     def flood(self) -> list[Prompt]:
         times_ms = np.arange(0, self.span_ms, 20)
@@ -102,10 +106,8 @@ class Maker:
         num_documents = self.num_conversations // 2
         chains = [self.fresh(12) for _ in range(2 * num_documents)]
         ranks = self.rng.zipf(1.2, 5 * self.num_conversations) % num_documents
-        late = np.arange(len(ranks)) >= len(ranks) // 2
-        return [
-            Prompt(at * 100, chains[rank + num_documents * after]) for at, (rank, after) in enumerate(zip(ranks, late))
-        ]
+        ranks[len(ranks) // 2 :] += num_documents
+        return [Prompt(at * 100, chains[rank]) for at, rank in enumerate(ranks)]
 
     def burst(self) -> list[Prompt]:
         prompts = self.chat()
@@ -132,7 +134,7 @@ WORKLOADS: dict[str, Callable[[Maker], list[Prompt]]] = {
     "day": lambda maker: maker.jump(DAY_MS),
     "month": lambda maker: maker.jump(30 * DAY_MS),
     "frozen": Maker.frozen,
-    "liar": lambda maker: maker.scan("tool_use"),
+    "liar": Maker.liar,
 }
 
 

@@ -23,7 +23,7 @@ from kvstore._core.simulation import Hits, Requests, Simulation
 STORED_BLOCKS, STORED_BLOCKS_QUICK = 1_000_000, 20_000
 NUM_PROMPTS, PROMPT_BLOCKS = 64, 16
 NUM_TURNS, TURN_BLOCKS = 4, 12
-GAP_MS = 30_000
+GAP_SHARE = 0.1  # of all the time from one turn to the next
 REQUESTS_PER_S = 1000
 MEASURED = 0.3  # of the requests: the last ones
 
@@ -31,7 +31,8 @@ MEASURED = 0.3  # of the requests: the last ones
 def stream(num_conversations: int, rng: np.random.Generator) -> tuple[Requests, NDArray[np.uint32]]:
     """The requests of so many conversations, while new ones begin, and their lengths."""
     starts_ms = np.arange(num_conversations) * (NUM_TURNS * 1000 / REQUESTS_PER_S)
-    gaps_ms = rng.exponential(GAP_MS, (num_conversations, NUM_TURNS)) * (np.arange(NUM_TURNS) > 0)
+    gap_ms = GAP_SHARE * starts_ms[-1]
+    gaps_ms = rng.exponential(gap_ms, (num_conversations, NUM_TURNS)) * (np.arange(NUM_TURNS) > 0)
     times_ms = (starts_ms[:, None] + np.cumsum(gaps_ms, axis=1)).ravel()
     order = np.argsort(times_ms, kind="stable")
     order = order[times_ms[order] <= starts_ms[-1]]

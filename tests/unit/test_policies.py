@@ -13,6 +13,7 @@ from kvstore._core.lease import Grip, LeaseTable
 
 SLOT = 4096
 NS = 1
+DAY_MS = 86_400_000
 
 
 def keys_of(path: tuple[int, ...]) -> np.ndarray:
@@ -90,7 +91,8 @@ class Life:
         self.index.reap()
 
     def wait(self) -> None:
-        self.now_ms += self.rng.choice((1, 500, 5_000, 100_000))
+        """Most often a while; sometimes the clock jumps, and a clock that goes back must do no harm."""
+        self.now_ms = max(0, self.now_ms + self.rng.choice((1, 500, 5_000, 100_000, 30 * DAY_MS, -40 * DAY_MS)))
         self.index.tend(self.now_ms)
 
 
