@@ -213,8 +213,11 @@ static void attach(kv_index *index, uint32_t id) {
         known_at(ranks, number)->freq = 1;
         join_run(ranks, &run, number);
     }
+    const int listed = is_listed(&index->records[id]); /* among those that there was no room to know */
+    if (listed) unlist(index, id);
     known_at(ranks, number)->is_stored = 1;
     ranks->known_of[id] = number;
+    if (listed) list(index, id);
 }
 
 /* Time between the requests of a conversation: what was known at its end, and the gap since then. */

@@ -171,7 +171,7 @@ def test_limits_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_unknown_policy_is_named() -> None:
-    with pytest.raises(InvalidRequest, match="'nope' is none of lru, opt, infinite"):
+    with pytest.raises(InvalidRequest, match="'nope' is none of lru, gittins, s3fifo, arc, opt, infinite"):
         simulate(demand_of([1]), "nope", 2)
     with pytest.raises(InvalidRequest, match="'opt' is none of lru"):
         core.Simulation("opt", 2, demand_of([1]).requests(full_only=False))
