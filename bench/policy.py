@@ -5,7 +5,7 @@ adds 12 more, up to chains of 64; half a minute passes from one turn to the next
 second, so that what a policy does by time (learning, above all) costs what it costs in a busy daemon. Every request
 is a lookup, a reservation and a commit of the simulation's core, with the evictions that make room. NAME: thread CPU
 time over all those requests, per block that they asked for. NAME_request: the same per request. NAME_worst: the
-longest of them. NAME_ghost: memory per block that is remembered without being stored.
+longest of them. NAME_ghost: memory of all that is remembered, per block that is not stored.
 """
 
 from __future__ import annotations
@@ -80,4 +80,4 @@ def cases(quick: bool) -> Iterator[Result]:
         yield Result("policy", f"{policy}_worst", float(times.max() / 1000), "us", runs=len(times), detail="request")
         num_ghosts, nbytes = simulation.ghosts()
         if num_ghosts:
-            yield Result("policy", f"{policy}_ghost", nbytes, "bytes", detail=f"{num_ghosts:,} blocks not stored")
+            yield Result("policy", f"{policy}_ghost", nbytes / num_ghosts, "bytes", detail=f"{num_ghosts:,} blocks not stored")

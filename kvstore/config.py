@@ -47,6 +47,8 @@ ENTRIES_MIN, ENTRIES_MAX = 65_536, 2**31
 NBYTES_PER_ENTRY = 64 * KIB  # entries_max = 0 expects blocks of this size or larger
 
 PREFIX = "KVSTORE_"
+Eviction = Literal["gittins", "lru", "s3fifo", "arc"]
+EVICTIONS: tuple[str, ...] = get_args(Eviction)
 # Not settings, though they begin alike: the switch of the sanitizer build, what the tests are told, and what container
 # runtimes set for a service that somebody named kvstore (KVSTORE_SERVICE_HOST, KVSTORE_PORT_7070_TCP_ADDR).
 FOREIGN = re.compile(
@@ -177,7 +179,7 @@ class Mover(_Section):
 class Policy(_Section):
     """Which blocks stay, and what callers may say about that."""
 
-    eviction: Literal["gittins", "lru", "s3fifo", "arc"] = Field(
+    eviction: Eviction = Field(
         default="gittins",
         description="Order in which blocks leave, and whether a new one is worth a place.",
     )
@@ -188,6 +190,12 @@ class Policy(_Section):
         description="Blocks that are not stored and that the gittins policy may remember, up to 72 bytes each.",
     )
 
+    disk_chance_min: float = Field(
+        default=0.2,
+        ge=0,
+        le=1,
+        description="Blocks that gittins expects back in half an hour less likely than this are not written to disk.",
+    )
     pins_nbytes_max: ByteSize = Field(
         default=ByteSize(0),
         ge=0,
@@ -371,6 +379,8 @@ def _allowed(field: FieldInfo) -> str:
     if kind is ByteSize:
         low, high = (_size(_bound(field, side)) for side in ("ge", "le"))
         return f'a size from {low} to {high}, as a number of bytes or like "8 GiB"'
+    if kind is float:
+        return f"a number from {_bound(field, 'ge')} to {_bound(field, 'le')}"
     if kind is int:
         return f"a whole number from {_bound(field, 'ge'):,} to {_bound(field, 'le'):,}"
     return 'a path, or "" for a temporary folder'

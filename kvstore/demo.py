@@ -15,12 +15,12 @@ from kvstore import hashing
 from kvstore._core.arena import Arena
 from kvstore.caller import PIECE_NBYTES, Caller, Counts, Traffic, paths
 from kvstore.config import Config
-from kvstore.embedded import open as open_store
 from kvstore.errors import Unavailable
 from kvstore.handle import Namespace
 from kvstore.namespace import NamespaceSpec
 from kvstore.space import slot_nbytes
 from kvstore.store import BlockStore
+from kvstore.timed import open_timed, set_time
 from kvstore.workload import Chat, ChatRequest, chat_requests
 
 NUM_ROUNDS = 2
@@ -107,7 +107,7 @@ def run(plan: Setup, advance: Callable[[int], None]) -> list[Round]:
         index={"entries_max": max(65_536, 2 * plan.working_blocks)},
         mover={"put_wait_ms": PUT_WAIT_MS},
     )
-    with open_store(config) as store:
+    with open_timed(config) as store:
         namespace = store.namespace(plan.spec)
         rounds = range(NUM_ROUNDS)
         return [_round(store, namespace, plan.requests, partial(advance, number)) for number in rounds]
@@ -132,7 +132,9 @@ def _round(store: BlockStore, namespace: Namespace, requests: list[ChatRequest],
     done = Round()
     mover_before = store.stats()["mover"]
     caller = Caller(namespace, done.counts, verify=True)
+    began_ms = store.mover.policy_ms()
     for request in requests:
+        set_time(store, began_ms + request.arrival_ms)
         prompt = namespace.keys(request.prompt)
         hit = caller.read(prompt)
         caller.put(prompt, hit)  # what a prefill would have computed

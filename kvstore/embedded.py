@@ -6,6 +6,7 @@ import logging
 import shutil
 import tempfile
 import threading
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -76,12 +77,17 @@ def open(config: Config | None = None) -> BlockStore:
     return _open(Config.load() if config is None else config, shared=False)
 
 
+def open_at(config: Config, policy_ms: Callable[[], int]) -> BlockStore:
+    """As `open`; the eviction policy's time is what `policy_ms` says."""
+    return _open(config, shared=False, policy_ms=policy_ms)
+
+
 def open_shared(config: Config) -> BlockStore:
     """As `open`, over memory that other processes can map."""
     return _open(config, shared=True)
 
 
-def _open(config: Config, *, shared: bool) -> BlockStore:
+def _open(config: Config, *, shared: bool, policy_ms: Callable[[], int] | None = None) -> BlockStore:
     if not isinstance(config, Config):
         raise InvalidRequest(f"config={config!r:.80} is not a kvstore.Config; Config.load(path) reads a file")
     with ExitStack() as undo:
@@ -96,6 +102,8 @@ def _open(config: Config, *, shared: bool) -> BlockStore:
             undo.callback(far.close)  # before its folder goes
         store = _assembled(config, near, far)
         store._folder = folder
+        if policy_ms is not None:
+            store.mover.policy_ms = policy_ms
         if far is not None:
             store.attachment.reopen = lambda: _disk(config, folder)
         _prefault(near, config.host.prefault)
@@ -117,7 +125,8 @@ def _assembled(config: Config, near: HostTier, far: Tier | None) -> EmbeddedStor
         write_nbytes_per_s=config.mover.write_nbytes_per_s,
         scrub_nbytes_per_s=config.mover.scrub_nbytes_per_s,
         write_nbytes_per_day=config.mover.write_nbytes_per_day,
-        leases_max=config.index.leases_max,
+        far_chance_min=config.policy.disk_chance_min,
+        pin_leases_max=config.index.leases_max,
         pins_nbytes_max=config.policy.pins_nbytes_max,
         ttl_blocks_max=config.policy.ttl_blocks_max,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 
@@ -74,17 +75,19 @@ class Expiry:
         self.num_blocks -= len(chain.keys)
         chain.keys, chain.is_dead = chain.keys[:0], True
 
-    def step(self) -> list[tuple[int, Keys]]:
-        """Remove what is over, a bounded piece of it: [(namespace, keys of blocks that are gone)]."""
+    def step(self, pinned: Container[int]) -> list[tuple[int, Keys]]:
+        """Remove what is over, a bounded piece of it: [(namespace, keys of blocks that are gone)]. Blocks with these
+        ids stay, and so does what they extend."""
         now_us, left, gone = self._clock.now_us(), STEP_BLOCKS, []
         while self._heap and self._heap[0][0] <= now_us and left > 0:
             *_, chain = heappop(self._heap)
             if chain.is_dead:
                 continue
-            keys = chain.keys
+            keys, left = chain.keys, left - len(chain.keys)
             self._forget(chain)
-            is_gone = core.expire(self._index, chain.ns, keys, chain.access, self._clock.time_s())
-            left -= len(keys)
+            ids = self._index.find(keys).tolist()
+            keys = keys[1 + max((at for at, number in enumerate(ids) if number in pinned), default=-1) :]
+            is_gone = core.expire(self._index, keys, chain.access, self._clock.time_s())
             if is_gone.any():
                 self.num_expired += int(is_gone.sum())
                 gone.append((chain.ns, keys[is_gone]))

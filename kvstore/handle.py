@@ -282,9 +282,10 @@ class Namespace:
         return self._store.hints.known(self.number, keys, hint)
 
     def pin(self, keys: Keys, ttl_s: float) -> int:
-        """Keep the stored prefix of `keys` from eviction for so long, or until `unpin`; how many blocks that is. By the
-        same keys again it begins anew. Removal takes pinned blocks all the same; a restart forgets pins. Errors:
-        InvalidRequest; LimitExceeded over policy.pins_nbytes_max or index.leases_max, and nothing has changed."""
+        """Keep the stored prefix of `keys` from eviction and expiry for so long, or until `unpin`; how many blocks that
+        is. By the same keys again it begins anew. Removal takes pinned blocks all the same; a restart forgets pins.
+        Errors: InvalidRequest; LimitExceeded over policy.pins_nbytes_max or index.leases_max, and nothing has changed.
+        """
         self._store.check_open()
         keys, ttl_us = checked_keys(keys), seconds_us("ttl_s", ttl_s)
         with self._lock:
@@ -295,7 +296,7 @@ class Namespace:
         self._store.check_open()
         keys = checked_keys(keys)
         with self._lock:
-            return self._store.hints.pins.unpin(keys)
+            return self._store.hints.pins.unpin(self.number, keys)
 
     def remove(self, keys: Keys) -> int:
         """Remove these blocks and every stored block that extends one of them; returns how many went."""

@@ -47,7 +47,7 @@ class Hints:
 
     def step(self) -> None:
         """End what is over. Caller holds the lock."""
-        for ns, keys in self._expiry.step():
+        for ns, keys in self._expiry.step(self.pins.ids):
             self._store.attachment.removals.note(ns, keys)
         self.pins.step()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Container
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 ROUNDS_MAX = 50  # of asking again for a block that an eviction was looking at
 STATE = np.uint64(0xFF)  # of a state word
 
+Name = tuple[int, bytes]  # of a pin: the namespace, and the last key asked for, which stands for the whole chain
+
 
 @dataclass(slots=True, eq=False)
 class Pin:
@@ -34,14 +37,15 @@ class Pin:
 
 class Pins:
     """Leases on blocks of a mover's index, in a table of their own: no eviction, near or far, takes a block while a pin
-    is on it. Removal does, and a pin goes on with what is left. Caller holds the store's lock. Not kept over a restart.
+    is on it, nor does it expire. Removal takes it, and a pin goes on with what is left. Caller holds the store's lock.
+    Not kept over a restart.
     """
 
     def __init__(self, mover: Mover) -> None:
         self._mover, self._index, self._clock = mover, mover.index, mover.clock
         self._nbytes_max = mover.limits.pins_nbytes_max or mover.limits.near_nbytes // 10
-        self._table = LeaseTable(mover.index, mover.limits.leases_max)
-        self._pins: dict[bytes, Pin] = {}  # by the last key that was asked for: it stands for the whole chain
+        self._table = LeaseTable(mover.index, mover.limits.pin_leases_max)
+        self._pins: dict[Name, Pin] = {}
         self._counts: Counter[int] = Counter()  # pins on each block
         self._nbytes = 0  # of the blocks, each once
         self._next_us = 0  # no pin ends before
@@ -55,7 +59,7 @@ class Pins:
         ids = grip.ids()
         slot_nbytes = self._mover.sizes[ns].slot_nbytes
         more_nbytes = sum(slot_nbytes for number in set(ids.tolist()) if number not in self._counts)
-        name = keys[-1].tobytes()
+        name = ns, keys[-1].tobytes()
         old = self._pins.get(name)
         freed_nbytes = self._alone(old, set(ids.tolist())) * slot_nbytes if old is not None else 0
         if (nbytes := self._nbytes + more_nbytes - freed_nbytes) > self._nbytes_max:
@@ -100,16 +104,16 @@ class Pins:
             if 0 in (before, before + change):
                 self._nbytes += change * slot_nbytes
 
-    def _end(self, name: bytes) -> None:
+    def _end(self, name: Name) -> None:
         pin = self._pins.pop(name)
         self._count(pin, -1)
         pin.grip.release()
 
-    def unpin(self, keys: Keys) -> int:
+    def unpin(self, ns: int, keys: Keys) -> int:
         """End the pins that were asked for by these keys or a beginning of them; how many blocks no pin is on now."""
         before = len(self._counts)
         for key in keys if self._pins else ():
-            if (name := key.tobytes()) in self._pins:
+            if (name := (ns, key.tobytes())) in self._pins:
                 self._end(name)
         return before - len(self._counts)
 
@@ -127,7 +131,7 @@ class Pins:
                 if ((self._index.words(pin.ids) & STATE) != core.VALID).any():
                     self._shorten(name, pin)
 
-    def _shorten(self, name: bytes, pin: Pin) -> None:
+    def _shorten(self, name: Name, pin: Pin) -> None:
         """A block of it has left: pin what is still stored of the chain in front of that."""
         self._end(name)
         grip = self._acquire(pin.ns, pin.keys)  # there is room: it is what was just given back
@@ -144,6 +148,11 @@ class Pins:
             "pinned_nbytes": self._nbytes,
             "pins_nbytes_max": self._nbytes_max,
         }
+
+    @property
+    def ids(self) -> Container[int]:
+        """The blocks that are pinned."""
+        return self._counts
 
     @property
     def num_leases(self) -> int:

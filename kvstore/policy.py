@@ -9,8 +9,8 @@ BATCH_BLOCKS = 256  # what one scan of the lease tables is spread over (csrc/c/e
 READ_NBYTES = 4 << 20  # of a promotion's pieces
 DAY_US = 86_400_000_000
 ENDURANCE_BURST_US = DAY_US // 4  # a quarter of what may be written a day may be written at once
-# Eviction policies that take full blocks only, as every engine puts them. Of a trace the others, as baselines, also keep
-# the partial block at the end of a prompt, as published numbers do. It counts as asked for either way.
+# Eviction policies that take full blocks only, as every engine puts them. Of a trace the others, as baselines, also
+# keep the partial block at the end of a prompt, as published numbers do. It counts as asked for either way.
 FULL_BLOCKS_ONLY = frozenset({"gittins"})
 SPARE_SHARE = 1024  # the spare slots of a tier are at most this part of it, so that small stores stay exact
 

@@ -14,12 +14,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kvstore._core import eviction
 from kvstore.arrays import Keys
 from kvstore.caller import Caller, Counts, Traffic, paths
 from kvstore.handle import Namespace
 from kvstore.hint import STOPS, Hint
 from kvstore.policy import FULL_BLOCKS_ONLY
 from kvstore.store import BlockStore
+from kvstore.timed import set_time
 from kvstore.trace import Request
 
 SAMPLES = 400  # points of the plot
@@ -66,9 +68,7 @@ class Replay:
         self._last = (0, 0)
         self.result = Result()
         self._caller = Caller(namespace, self.result, verify=verify)
-        self._full_only = store.index.policy in FULL_BLOCKS_ONLY
-        self._trace_ms = 0
-        store.mover.policy_ms = lambda: self._trace_ms  # whatever the speed, eviction sees the trace's time
+        self._full_only = eviction.name(store.index) in FULL_BLOCKS_ONLY
 
     def run(
         self, requests: Iterable[Request], num_requests: int, advance: Callable[[int], None] | None = None
@@ -98,9 +98,7 @@ class Replay:
 
     def _one(self, request: Request) -> None:
         self.result.requests += 1
-        self._trace_ms = request.timestamp_ms
-        with self._store.lock:
-            self._store.mover.tend()
+        set_time(self._store, request.timestamp_ms)
         num_blocks = request.num_full if self._full_only else len(request.block_ids)
         self.result.blocks_asked += len(request.block_ids) - num_blocks
         if num_blocks:

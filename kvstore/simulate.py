@@ -94,10 +94,14 @@ def demand(requests: Iterable[Request]) -> Demand:
         starts=starts,
         ends_partial=np.array([_ends_partial(request) for request in all_requests], dtype=bool),
         times_ms=np.array([request.timestamp_ms for request in all_requests], dtype=np.uint64),
-        output_tokens=np.array([request.output_tokens or core.TOKENS_UNKNOWN for request in all_requests], dtype=np.uint32),
+        output_tokens=np.array([_output_tokens(request) for request in all_requests], dtype=np.uint32),
         stops=np.array([STOPS.get(request.stop_reason, core.STOP_UNKNOWN) for request in all_requests], dtype=np.uint8),
         num_unique=len(unique),
     )
+
+
+def _output_tokens(request: Request) -> int:
+    return request.output_tokens or core.TOKENS_UNKNOWN  # nobody asks for an answer of none
 
 
 def _ends_partial(request: Request) -> bool:

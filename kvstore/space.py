@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from kvstore import policy
+from kvstore._core import eviction
 from kvstore._core.index import Index
 from kvstore._core.put import PutPath
 from kvstore.clock import Clock
@@ -29,7 +31,8 @@ class Limits:
     write_nbytes_per_s: int = 0
     scrub_nbytes_per_s: int = 0  # 0: no scrubbing
     write_nbytes_per_day: int = 0
-    leases_max: int = 1 << 16  # of pins; those of callers have a table, and as many, of their own
+    far_chance_min: float = 0.0  # of being asked for again soon, for a far copy
+    pin_leases_max: int = 1 << 16
     pins_nbytes_max: int = 0  # 0: a tenth of near_nbytes
     ttl_blocks_max: int = 1 << 20
     batches: policy.WriteBack = field(default_factory=policy.WriteBack)
@@ -55,6 +58,7 @@ class Space:
     def __init__(self, index: Index, near: HostTier, far: Tier | None, clock: Clock, limits: Limits) -> None:
         self.index, self.near, self.far, self.clock, self.limits = index, near, far, clock, limits
         self.put = PutPath(index, near.arena, limits.near_nbytes, limits.writeback_queue_blocks, far is not None)
+        self.put.set_chance_min(limits.far_chance_min)
         self.sizes: dict[int, Sizes] = {}
         self._far_full = False  # and nothing there can go: every block is near too, or leased
         self.carrying_nbytes = 0  # of far places that a carry fills while the old copy still counts
@@ -64,7 +68,12 @@ class Space:
     def tend(self) -> None:
         """Bring touches into the order, and let the policy do a piece of what can wait."""
         self.index.drain()
-        self.index.tend(self.policy_ms())
+        eviction.tend(self.index, self.policy_ms())
+
+    def policy_stats(self) -> dict[str, Any]:
+        """The eviction policy: what it remembers, and what it kept out."""
+        kept_out = {"bypassed_blocks": self.put.num_bypassed, "unworthy_blocks": self.put.num_unworthy}
+        return {"name": eviction.name(self.index), **kept_out, **eviction.figures(self.index)}
 
     def set_far(self, far: Tier | None) -> None:
         """From now on this is the far tier. The one before holds nothing of `index` any more."""

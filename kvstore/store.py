@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvstore import durability, recovery
+from kvstore._core import eviction
 from kvstore._core import index as core
 from kvstore._core.index import Index
 from kvstore._core.lease import LeaseTable
@@ -214,7 +215,7 @@ class BlockStore(Watching):
         if what == "quota":
             return f"over the quota, and nothing more within it can go: {self.quotas.text(ns)}"
         if what == "worth":
-            return f"bypassed by {self.index.policy}: everything that could make room is worth more"
+            return f"bypassed by {eviction.name(self.index)}: everything that could make room is worth more"
         if what == "index":
             return f"no free index entry: index.entries_max={self.index.counts()['entries_max']}"
         return f"no room in memory: host.nbytes={self.near_capacity} is leased or being written"
@@ -223,7 +224,7 @@ class BlockStore(Watching):
         """Where a block is read from, or, if it has no id, why it is not there."""
         if block_id == core.NONE:
             age_s = self.clock.time_s() - time_s
-            text = why_absent(reason, age_s, value, self.index.policy, has_far=self.far is not None)
+            text = why_absent(reason, age_s, value, eviction.name(self.index), has_far=self.far is not None)
             text += f"; the {self.far_name} tier is detached" if self.attachment.is_detached else ""
             return f"{text} ({self.quotas.text(ns)})" if reason == core.OVER_QUOTA else text
         ids = np.array([block_id], dtype=np.uint32)
@@ -322,7 +323,7 @@ class BlockStore(Watching):
                 "tiers": tiers,
                 "index": counts | {"nbytes_per_entry": self.index.nbytes_per_entry, "events": self.feed.num_events},
                 "mover": self.mover.stats(),
-                "policy": self.hints.stats(),
+                "policy": self.mover.policy_stats() | self.hints.stats(),
                 "namespaces": {
                     spec.title: {"tenant": spec.tenant, **self.quotas.stats(number)}
                     for number, spec in self._specs.items()

@@ -21,8 +21,8 @@ int kv_cohorts_create(kv_cohorts *cohorts, uint32_t cohorts_max, kv_links *links
     int made = cohorts->cohorts != NULL && kv_survival_create(&cohorts->survival) == 0;
     for (int tier = 0; tier < 2; tier++) {
         cohorts->cells[tier] = pages_of(KV_CELLS * sizeof(kv_cell));
-        cohorts->level_first[tier] = pages_of(KV_LEVELS * sizeof(uint32_t));
-        made &= cohorts->cells[tier] != NULL && cohorts->level_first[tier] != NULL;
+        cohorts->levels[tier] = pages_of(KV_LEVELS * sizeof *cohorts->levels[tier]);
+        made &= cohorts->cells[tier] != NULL && cohorts->levels[tier] != NULL;
     }
     if (made) return 0;
     kv_cohorts_destroy(cohorts);
@@ -33,7 +33,7 @@ void kv_cohorts_destroy(kv_cohorts *cohorts) {
     if (cohorts->cohorts) munmap(cohorts->cohorts, cohorts_nbytes(cohorts));
     for (int tier = 0; tier < 2; tier++) {
         if (cohorts->cells[tier]) munmap(cohorts->cells[tier], KV_CELLS * sizeof(kv_cell));
-        if (cohorts->level_first[tier]) munmap(cohorts->level_first[tier], KV_LEVELS * sizeof(uint32_t));
+        if (cohorts->levels[tier]) munmap(cohorts->levels[tier], KV_LEVELS * sizeof *cohorts->levels[tier]);
     }
     kv_survival_destroy(&cohorts->survival);
     memset(cohorts, 0, sizeof *cohorts);
@@ -53,12 +53,13 @@ static uint32_t level_of(const kv_cohorts *cohorts, uint32_t cell) {
 
 static void raise_cell(kv_cohorts *cohorts, int tier, uint32_t cell) {
     const uint32_t level = level_of(cohorts, cell);
-    uint32_t *first = &cohorts->level_first[tier][level];
+    uint32_t *ends = cohorts->levels[tier][level]; /* whoever came first goes first */
     kv_cell *cells = cohorts->cells[tier];
-    cells[cell].below = 0;
-    cells[cell].above = *first;
-    if (*first) cells[*first - 1].below = cell + 1;
-    *first = cell + 1;
+    cells[cell].above = 0;
+    cells[cell].below = ends[1];
+    if (ends[1]) cells[ends[1] - 1].above = cell + 1;
+    else ends[0] = cell + 1;
+    ends[1] = cell + 1;
     cohorts->bits[tier][level / 64] |= 1ULL << level % 64;
     cohorts->words[tier] |= 1ULL << level / 64;
 }
@@ -67,9 +68,10 @@ static void lower_cell(kv_cohorts *cohorts, int tier, uint32_t cell) {
     const uint32_t level = level_of(cohorts, cell);
     kv_cell *cells = cohorts->cells[tier];
     if (cells[cell].below) cells[cells[cell].below - 1].above = cells[cell].above;
-    else cohorts->level_first[tier][level] = cells[cell].above;
+    else cohorts->levels[tier][level][0] = cells[cell].above;
     if (cells[cell].above) cells[cells[cell].above - 1].below = cells[cell].below;
-    if (cohorts->level_first[tier][level]) return;
+    else cohorts->levels[tier][level][1] = cells[cell].below;
+    if (cohorts->levels[tier][level][0]) return;
     cohorts->bits[tier][level / 64] &= ~(1ULL << level % 64);
     if (cohorts->bits[tier][level / 64] == 0) cohorts->words[tier] &= ~(1ULL << level / 64);
 }
@@ -222,7 +224,7 @@ static uint32_t first_from(const kv_cohorts *cohorts, int tier, uint32_t level) 
         uint32_t number = level / 64 + 1 + (uint32_t)__builtin_ctzll(rest);
         level = number * 64 + (uint32_t)__builtin_ctzll(cohorts->bits[tier][number]);
     }
-    return first_of_cell(cohorts, tier, cohorts->level_first[tier][level] - 1);
+    return first_of_cell(cohorts, tier, cohorts->levels[tier][level][0] - 1);
 }
 
 uint32_t kv_cohorts_first(const kv_cohorts *cohorts, enum kv_tier tier) { return first_from(cohorts, tier, 0); }

@@ -252,8 +252,9 @@ static uint64_t settle_near(kv_index *index, const uint32_t *ids, uint32_t num_i
         index->counts.evicted_near++;
         kv_record *record = &index->records[id];
         if (index->links[id].far == KV_NONE) {
-            index->counts.dropped_unwritten++;
-            drop(index, id, KV_WAS_UNWRITTEN);
+            const int was_meant_to = (record->flags & KV_STAYS_NEAR) == 0;
+            index->counts.dropped_unwritten += was_meant_to;
+            drop(index, id, was_meant_to ? KV_WAS_UNWRITTEN : KV_WAS_EVICTED);
         } else {
             atomic_store_explicit(&record->where, kv_where(KV_FAR, index->links[id].far), memory_order_relaxed);
             kv_set_state(index, id, KV_VALID, 1);
@@ -277,7 +278,7 @@ static enum choice choose_near(const kv_index *index, uint32_t id, int keep_unwr
     if (links->near_kids > 0) return HIDE;
     int unwritten = links->far == KV_NONE;
     if (unwritten && links->kids > 0) return HIDE;
-    if (unwritten && keep_unwritten) return STOP;
+    if (unwritten && keep_unwritten && !(record->flags & KV_STAYS_NEAR)) return STOP;
     if (record->flags & KV_WRITEBACK) return keep_unwritten ? STOP : SKIP;
     return TAKE;
 }

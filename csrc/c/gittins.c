@@ -13,9 +13,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
-#include "cohort.h"
-#include "known.h"
-#include "policy.h"
+#include "gittins.h"
 
 #define START_TICK (1u << 28)  /* blocks may have been used before there was a policy */
 #define SAME_TICKS 7500u       /* two minutes: a reservation so long after a lookup may belong to it */
@@ -27,18 +25,6 @@
 #define FREQ_MAX 255
 #define PREFETCH 8
 
-typedef struct kv_ranks {
-    kv_cohorts cohorts;
-    kv_knowledge knowledge;
-    uint32_t *known_of;        /* per id: the known block, 0 for none */
-    uint32_t now;
-    uint32_t stray;            /* cohort of stored blocks that there was no room to know */
-    uint32_t held[2];          /* per tier: id + 1 of the first that a lease held, linked as candidates are */
-    uint32_t held_until;
-    uint32_t *scratch, scratch_max; /* known blocks of a request */
-} kv_ranks;
-
-static kv_ranks *ranks_of(const kv_index *index) { return index->ranks; }
 static size_t known_of_nbytes(const kv_index *index) { return (size_t)index->entries_max * sizeof(uint32_t); }
 
 static void gittins_destroy(kv_index *index) {
@@ -53,7 +39,6 @@ static void gittins_destroy(kv_index *index) {
 }
 
 static int gittins_create(kv_index *index, uint32_t ghosts_max) {
-    const kv_traits nothing = {KV_PACE_UNKNOWN, 1, {.output_tokens = UINT32_MAX}};
     kv_ranks *ranks = calloc(1, sizeof *ranks);
     index->ranks = ranks;
     if (ranks == NULL) return -ENOMEM;
@@ -71,19 +56,12 @@ static int gittins_create(kv_index *index, uint32_t ghosts_max) {
     kv_cohorts_set_now(&ranks->cohorts, ranks->now);
     ranks->cohorts.survival.weighed = ranks->cohorts.survival.next_pass = ranks->now;
     ranks->cohorts.survival.weight = 1;
-    ranks->stray = kv_cohort_begin(&ranks->cohorts, ranks->now, kv_survival_class(&nothing, 1), 1);
+    ranks->stray = kv_cohort_begin(&ranks->cohorts, ranks->now, 0, 1);
     kv_cohort_join(&ranks->cohorts, ranks->stray); /* keeps it for ever */
     return 0;
 }
 
 /* ---- what is offered ---- */
-
-static kv_known *known_at(const kv_ranks *ranks, uint32_t number) { return &ranks->knowledge.blocks[number]; }
-
-static uint32_t cohort_of(const kv_ranks *ranks, uint32_t id) {
-    const uint32_t number = ranks->known_of[id];
-    return number ? known_at(ranks, number)->cohort : ranks->stray;
-}
 
 static int is_listed(const kv_record *record) { return (record->flags & (KV_LISTED_NEAR | KV_LISTED_FAR)) != 0; }
 
@@ -136,7 +114,14 @@ static void set_now(kv_index *index) {
     if ((int32_t)(tick - ranks->now) > 0) ranks->now = tick; /* a clock that went back stands still */
     kv_cohorts_set_now(&ranks->cohorts, ranks->now);
     if ((ranks->held[0] || ranks->held[1]) && (int32_t)(ranks->now - ranks->held_until) >= 0) release_held(index);
-    kv_cohorts_tend(&ranks->cohorts);
+}
+
+/* Time alone teaches once a tick, so that what is learned follows from events and their times, not from how often
+ * somebody happens to come by. */
+static void gittins_tend(kv_index *index) {
+    const uint32_t before = ranks_of(index)->now;
+    set_now(index);
+    if (ranks_of(index)->now != before) kv_cohorts_tend(&ranks_of(index)->cohorts);
 }
 
 /* ---- what is known ---- */
@@ -189,7 +174,7 @@ static kv_run run_of(const kv_traits *traits, int is_lookup) {
 
 static void join_run(kv_ranks *ranks, kv_run *run, uint32_t number) {
     kv_known *block = known_at(ranks, number);
-    const uint32_t class_number = kv_survival_class(&run->traits, block->freq);
+    const uint32_t class_number = kv_survival_class(&ranks->cohorts.survival, &run->traits, block->freq);
     if (class_number != run->class_number) {
         run->class_number = class_number;
         run->cohort = kv_cohort_begin(&ranks->cohorts, ranks->now, (uint16_t)class_number, run->lane);
@@ -202,7 +187,7 @@ static void join_run(kv_ranks *ranks, kv_run *run, uint32_t number) {
 /* A stored block that has no known one yet: it was reserved just now, or came with a far tier. */
 static void attach(kv_index *index, uint32_t id) {
     kv_ranks *ranks = index->ranks;
-    if (ranks->known_of[id]) return;
+    if (ranks->known_of[id] || is_listed(&index->records[id])) return; /* a listed one stays where it is */
     const uint64_t fingerprint = fingerprint_of(index, id);
     uint32_t number = kv_known_find(&ranks->knowledge, fingerprint);
     if (number == 0) {
@@ -213,10 +198,12 @@ static void attach(kv_index *index, uint32_t id) {
         known_at(ranks, number)->freq = 1;
         join_run(ranks, &run, number);
     }
+    if (known_at(ranks, number)->is_stored) return; /* keys are a caller's: two may have the same fingerprint */
     const int listed = is_listed(&index->records[id]); /* among those that there was no room to know */
     if (listed) unlist(index, id);
     known_at(ranks, number)->is_stored = 1;
     ranks->known_of[id] = number;
+    ranks->num_attached++;
     if (listed) list(index, id);
 }
 
@@ -264,6 +251,7 @@ static void gittins_touched(kv_index *index, uint32_t deepest) {
     kv_ranks *ranks = index->ranks;
     const uint32_t number = ++index->clock;
     set_now(index);
+    kv_cohorts_tend(&ranks->cohorts);
     attach(index, deepest);
     kv_known *last = known_at(ranks, ranks->known_of[deepest]);
     const int again = ranks->known_of[deepest] && is_lookup(ranks, last->cohort, RETRY_TICKS);
@@ -323,6 +311,7 @@ static void gittins_asked(kv_index *index, const kv_request *request) {
     uint32_t *known = scratch_of(ranks, request->num_keys);
     if (known == NULL || request->num_keys == 0) return;
     set_now(index);
+    kv_cohorts_tend(&ranks->cohorts);
     const uint32_t num_known = find_known(index, request, known);
     const int is_piece = is_next_piece(ranks, known, num_known);
     kv_traits traits = {KV_PACE_UNKNOWN, request->num_keys - num_known, request->hint};
@@ -340,6 +329,7 @@ static void gittins_asked(kv_index *index, const kv_request *request) {
         if (number && known_at(ranks, number)->fingerprint == home) {
             const int is_same = is_piece || is_lookup(ranks, known_at(ranks, number)->cohort, SAME_TICKS);
             const int is_stored = request->ids[i] != KV_NONE && ranks->known_of[request->ids[i]] == number;
+            if (known_at(ranks, number)->is_stored && !is_stored) continue; /* another key's, of the same fingerprint */
             move(index, &run, number, is_stored ? request->ids[i] : KV_NONE, is_same ? KV_PART_MOVED : KV_PART_ASKED);
         } else {
             /* A chain that names a block twice finds the one that it has just added. */
@@ -401,18 +391,20 @@ static void gittins_demoted(kv_index *index, uint32_t id) {
 }
 
 static void gittins_leave(kv_index *index, uint32_t id, uint32_t heir) {
+    if (heir != KV_NONE) list(index, heir); /* first: its cohort keeps its place in the cell */
     unlist(index, id);
-    if (heir != KV_NONE) list(index, heir);
 }
 
 static void gittins_gone(kv_index *index, uint32_t id) {
     kv_ranks *ranks = index->ranks;
     const uint32_t number = ranks->known_of[id];
     ranks->known_of[id] = 0;
-    if (number) known_at(ranks, number)->is_stored = 0;
+    if (number == 0) return;
+    known_at(ranks, number)->is_stored = 0;
+    ranks->num_attached--;
 }
 
-static uint32_t gittins_coldest(const kv_index *index, enum kv_tier tier, uint32_t after) {
+uint32_t kv_gittins_coldest(const kv_index *index, enum kv_tier tier, uint32_t after) {
     const kv_ranks *ranks = ranks_of(index);
     const uint32_t held = ranks->held[tier] ? ranks->held[tier] - 1 : KV_NONE;
     uint32_t next;
@@ -422,7 +414,7 @@ static uint32_t gittins_coldest(const kv_index *index, enum kv_tier tier, uint32
     return next == KV_NONE ? held : next;
 }
 
-static uint32_t gittins_level(const kv_index *index, uint32_t id) {
+uint32_t kv_gittins_level(const kv_index *index, uint32_t id) {
     const kv_ranks *ranks = ranks_of(index);
     return index->records[id].flags & KV_HELD ? KV_LEVELS : kv_cohort_level(&ranks->cohorts, cohort_of(ranks, id));
 }
@@ -449,46 +441,37 @@ static void gittins_hint(kv_index *index, uint32_t deepest, const kv_hint *hint)
     }
 }
 
-static float gittins_chance(const kv_index *index, uint32_t id, uint32_t within_s) {
-    const kv_ranks *ranks = ranks_of(index);
-    const kv_cohort *cohort = &ranks->cohorts.cohorts[cohort_of(ranks, id)];
-    return kv_survival_chance(&ranks->cohorts.survival, cohort->class_number, cohort->bin, within_s);
+/* Blocks of a request are of few cohorts, one behind the other. */
+typedef struct {
+    uint32_t cohort;
+    float chance;
+} kv_guess;
+
+static float chance_of(const kv_ranks *ranks, uint32_t number, uint32_t within_s, kv_guess *latest) {
+    if (number == latest->cohort) return latest->chance;
+    const kv_cohort *cohort = &ranks->cohorts.cohorts[number];
+    *latest = (kv_guess){
+        number, kv_survival_chance(&ranks->cohorts.survival, cohort->class_number, cohort->bin, within_s)};
+    return latest->chance;
 }
 
-static kv_memories gittins_memories(const kv_index *index) {
+static void gittins_chances(const kv_index *index, const uint32_t *ids, uint32_t num_ids, uint32_t within_s,
+                            float *chances) {
     const kv_ranks *ranks = ranks_of(index);
-    const kv_knowledge *knowledge = &ranks->knowledge;
-    kv_memories memories = {.num_ghosts = knowledge->num_blocks};
-    for (uint32_t id = 0; id < index->ids_used; id++) memories.num_ghosts -= ranks->known_of[id] != 0;
-    const uint64_t nbytes = kv_known_nbytes(knowledge) + ranks->cohorts.num_cohorts * sizeof(kv_cohort);
-    if (knowledge->num_blocks > 0) memories.nbytes_each = (double)nbytes / knowledge->num_blocks;
-    return memories;
+    kv_guess latest = {0};
+    for (uint32_t i = 0; i < num_ids; i++) chances[i] = chance_of(ranks, cohort_of(ranks, ids[i]), within_s, &latest);
 }
 
-static int gittins_check(const kv_index *index, uint64_t near_listed, uint64_t far_listed) {
+static void gittins_wanted_chances(const kv_index *index, const kv_request *request, uint32_t within_s,
+                                   float *chances) {
     const kv_ranks *ranks = ranks_of(index);
-    uint64_t listed[2] = {0, 0};
-    for (int tier = 0; tier < 2; tier++) {
-        uint32_t before = 0;
-        for (uint32_t id = gittins_coldest(index, tier, KV_NONE); id != KV_NONE; id = gittins_coldest(index, tier, id)) {
-            const kv_record *record = &index->records[id];
-            if (!(record->flags & (tier == KV_NEAR ? KV_LISTED_NEAR : KV_LISTED_FAR))) return 31;
-            if (kv_state_of(record) != KV_VALID || kv_is_near(record) != (tier == KV_NEAR)) return 32;
-            if (gittins_level(index, id) < before) return 33;
-            before = gittins_level(index, id);
-            if (++listed[tier] > index->ids_used) return 34;
-        }
+    kv_guess latest = {0};
+    for (uint32_t i = 0, num = 0; i < request->num_keys; i++) {
+        if (request->plan[i] != KV_WANTED) continue;
+        const uint32_t number =
+            kv_known_find(&ranks->knowledge, kv_home(index, request->keys + (size_t)i * KV_KEY_NBYTES));
+        chances[num++] = number ? chance_of(ranks, known_at(ranks, number)->cohort, within_s, &latest) : 1;
     }
-    uint64_t num_blocks = 0, num_known = 0, num_stored = 0, num_attached = 0;
-    for (uint32_t i = 1; i <= ranks->cohorts.num_cohorts; i++) num_blocks += ranks->cohorts.cohorts[i].num_blocks;
-    for (uint32_t i = 1; i <= ranks->knowledge.num_used; i++) {
-        num_known += ranks->knowledge.blocks[i].cohort != 0;
-        num_stored += ranks->knowledge.blocks[i].is_stored;
-    }
-    for (uint32_t id = 0; id < index->ids_used; id++) num_attached += ranks->known_of[id] != 0;
-    if (num_blocks != num_known + 1 || num_known != ranks->knowledge.num_blocks) return 35;
-    if (num_stored != num_attached) return 36;
-    return listed[KV_NEAR] != near_listed || listed[KV_FAR] != far_listed ? 37 : 0;
 }
 
 const kv_policy kv_gittins = {
@@ -501,14 +484,15 @@ const kv_policy kv_gittins = {
     .demoted = gittins_demoted,
     .leave = gittins_leave,
     .bared = list,
-    .coldest = gittins_coldest,
-    .check = gittins_check,
+    .coldest = kv_gittins_coldest,
+    .check = kv_gittins_check,
     .asked = gittins_asked,
     .appraise = gittins_appraise,
-    .level = gittins_level,
+    .level = kv_gittins_level,
     .gone = gittins_gone,
     .hint = gittins_hint,
-    .memories = gittins_memories,
-    .tend = set_now,
-    .chance = gittins_chance,
+    .tend = gittins_tend,
+    .chances = gittins_chances,
+    .wanted_chances = gittins_wanted_chances,
+    .describe = kv_gittins_describe,
 };

@@ -41,9 +41,10 @@ void kv_index_hint_last(kv_index *index, const uint32_t *ids, uint32_t num_ids, 
 
 /* The ids of the chain that ends at `deepest`, that first: its length, of which `ids` gets up to `ids_max`. */
 uint32_t kv_index_chain(const kv_index *index, uint32_t deepest, uint32_t *ids, uint32_t ids_max);
+/* A number that is not smaller than that of any access so far, and smaller than that of each later one. */
+uint32_t kv_index_mark(kv_index *index);
 /* Remove the blocks of a chain that nobody has used since access number `mark`, from its end on: `gone[i]` is 1 for those.
  * What something extends stays, also when that is only being written. Returns how many went. */
-uint32_t kv_index_expire(kv_index *index, uint16_t ns, const uint8_t *keys, uint32_t num_keys, uint32_t mark,
-                         uint8_t *gone);
+uint32_t kv_index_expire(kv_index *index, const uint8_t *keys, uint32_t num_keys, uint32_t mark, uint8_t *gone);
 
 #endif

@@ -45,6 +45,7 @@ enum kv_flag {
     KV_ORPHAN = 1 << 4,      /* a reservation that can no longer become visible */
     KV_CHECKED = 1 << 5,     /* `checksum` is known */
     KV_HELD = 1 << 6,        /* the policy's: listed, and not to be offered for a while */
+    KV_STAYS_NEAR = 1 << 7,  /* it is not worth a far copy: what takes its place need not wait for one */
 };
 
 typedef struct {

@@ -85,7 +85,3 @@ void kv_known_forget(kv_knowledge *knowledge, uint32_t number) {
     knowledge->unused = number;
     knowledge->num_blocks--;
 }
-
-uint64_t kv_known_nbytes(const kv_knowledge *knowledge) {
-    return knowledge->num_used * sizeof(kv_known) + buckets_nbytes(knowledge);
-}

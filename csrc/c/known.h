@@ -39,7 +39,5 @@ uint32_t kv_known_add(kv_knowledge *knowledge, uint64_t fingerprint);
 /* The next ones that are not stored, up to `num` of them; returns how many. */
 uint32_t kv_known_candidates(kv_knowledge *knowledge, uint32_t *numbers, uint32_t num);
 void kv_known_forget(kv_knowledge *knowledge, uint32_t number);
-/* Memory that it has touched, at most. */
-uint64_t kv_known_nbytes(const kv_knowledge *knowledge);
 
 #endif

@@ -22,10 +22,11 @@ typedef struct {
     kv_hint hint;
 } kv_request;
 
+/* What it remembers of blocks that are not stored, in how many bytes, and between how many classes it tells apart. */
 typedef struct {
-    uint64_t num_ghosts;
-    double nbytes_each;
-} kv_memories;
+    uint64_t num_ghosts, nbytes;
+    uint32_t num_classes;
+} kv_policy_figures;
 
 struct kv_policy {
     const char *name;
@@ -64,12 +65,12 @@ struct kv_policy {
     /* Something is known now about the last request of the chain that ends at `deepest`, a visible block. That is no
      * access. */
     void (*hint)(kv_index *index, uint32_t deepest, const kv_hint *hint);
-    /* Blocks that are remembered and not stored, and what memory all remembering takes per block remembered. */
-    kv_memories (*memories)(const kv_index *index);
     /* Do a bounded piece of what can wait: at most some hundred microseconds. */
     void (*tend)(kv_index *index);
-    /* How likely `id` is asked for within so many seconds. */
-    float (*chance)(const kv_index *index, uint32_t id, uint32_t within_s);
+    /* How likely each of these is asked for within so many seconds: stored blocks, or the WANTED positions of a request. */
+    void (*chances)(const kv_index *index, const uint32_t *ids, uint32_t num_ids, uint32_t within_s, float *chances);
+    void (*wanted_chances)(const kv_index *index, const kv_request *request, uint32_t within_s, float *chances);
+    void (*describe)(const kv_index *index, kv_policy_figures *figures);
 };
 
 extern const kv_policy kv_lru;     /* least recently used leaf first (tail of the chain before its head) */

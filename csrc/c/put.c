@@ -36,6 +36,7 @@ void kv_put_destroy(kv_put *put) {
     free(put->freed.far_ns);
     free(put->scratch);
     free(put->levels);
+    free(put->chances);
     memset(put, 0, sizeof *put);
 }
 
@@ -199,6 +200,76 @@ static enum kv_put_code allowed_blocks(const kv_put *put, const kv_wish *wish, k
     return KV_PUT_OK;
 }
 
+static int reserve_appraisal(kv_put *put, uint32_t num) {
+    if (num <= put->appraised_max) return 1;
+    uint32_t *levels = realloc(put->levels, 2 * (size_t)num * sizeof(uint32_t));
+    if (levels != NULL) put->levels = levels;
+    float *chances = realloc(put->chances, 2 * (size_t)num * sizeof(float));
+    if (chances != NULL) put->chances = chances;
+    if (levels == NULL || chances == NULL) return 0;
+    put->appraised_max = 2 * (size_t)num;
+    return 1;
+}
+
+/* ---- what is worth a far copy ---- */
+
+static void queue_one(kv_put *put, uint32_t id) {
+    kv_record *record = &put->index->records[id];
+    record->flags &= (uint16_t)~KV_STAYS_NEAR;
+    if (put->fresh_head - put->fresh_tail > put->fresh_mask) {
+        put->num_unqueued++;
+        return;
+    }
+    put->fresh[put->fresh_head++ & put->fresh_mask] =
+        (kv_fresh){.word = kv_record_word(record), .id = id, .ns = record->ns};
+}
+
+/* A far copy needs its parent's: those above that stayed near go first. */
+static void queue_above(kv_put *put, uint32_t id) {
+    const kv_record *records = put->index->records;
+    uint32_t above[KV_BATCH], num = 0;
+    for (uint32_t at = records[id].parent; at != KV_NONE && num < KV_BATCH; at = records[at].parent) {
+        if (!(records[at].flags & KV_STAYS_NEAR)) break;
+        above[num++] = at;
+    }
+    while (num > 0) queue_one(put, above[--num]);
+}
+
+/* Blocks that became visible, parents before children: those that are worth it, and what these extend, get a far copy. */
+static void queue_fresh(kv_put *put, const uint32_t *published, uint32_t num) {
+    kv_index *index = put->index;
+    const int asks = index->policy->chances != NULL && put->chance_min > 0 && num > 0 && reserve_appraisal(put, num);
+    if (asks) index->policy->chances(index, published, num, KV_CHANCE_S, put->chances);
+    uint32_t worthy = asks ? 0 : num; /* leading ones */
+    for (uint32_t i = 0; asks && i < num; i++)
+        if (put->chances[i] >= put->chance_min) worthy = i + 1;
+    for (uint32_t i = 0; i < num; i++) {
+        if (i >= worthy) {
+            index->records[published[i]].flags |= KV_STAYS_NEAR;
+            put->num_unworthy++;
+            continue;
+        }
+        if (i == 0) queue_above(put, published[0]);
+        queue_one(put, published[i]);
+    }
+}
+
+/* What stayed near and is asked for again may be worth a far copy now. */
+static void queue_again(kv_put *put, const kv_grant *grant, uint32_t num_keys) {
+    kv_index *index = put->index;
+    if (!put->has_far || index->policy->chances == NULL) return;
+    for (uint32_t i = 0; i < num_keys; i++) {
+        if (grant->plan[i] != KV_PRESENT || !(index->records[grant->ids[i]].flags & KV_STAYS_NEAR)) continue;
+        float chance;
+        index->policy->chances(index, &grant->ids[i], 1, KV_CHANCE_S, &chance);
+        if (chance < put->chance_min) continue;
+        queue_above(put, grant->ids[i]);
+        queue_one(put, grant->ids[i]);
+    }
+}
+
+/* ---- wishes ---- */
+
 /* Tell the policy, the first time, and learn what each wanted block would be worth; NULL where it has no opinion. */
 static const uint32_t *appraise(kv_put *put, const kv_wish *wish, const kv_grant *grant) {
     kv_index *index = put->index;
@@ -207,14 +278,14 @@ static const uint32_t *appraise(kv_put *put, const kv_wish *wish, const kv_grant
         kv_evict_drain(index); /* its lookup comes first */
         index->policy->asked(index, &request);
     }
-    if (index->policy->appraise == NULL || grant->num_wanted == 0) return NULL;
-    if (grant->num_wanted > put->levels_max) {
-        uint32_t *grown = realloc(put->levels, 2 * (size_t)grant->num_wanted * sizeof(uint32_t));
-        if (grown == NULL) return NULL;
-        put->levels = grown;
-        put->levels_max = 2 * (size_t)grant->num_wanted;
-    }
+    if (index->policy->appraise == NULL || grant->num_wanted == 0 || wish->hint.priority > 0) return NULL;
+    if (!reserve_appraisal(put, grant->num_wanted)) return NULL;
     index->policy->appraise(index, &request, put->levels);
+    if (!put->has_far) return put->levels;
+    /* What makes place for it is not lost, but far; and it comes to be there only by way of the near tier. */
+    index->policy->wanted_chances(index, &request, KV_CHANCE_S, put->chances);
+    for (uint32_t i = 0; i < grant->num_wanted; i++)
+        if (put->chances[i] >= put->chance_min) put->levels[i] = KV_LEVEL_ANY;
     return put->levels;
 }
 
@@ -230,6 +301,13 @@ static void note_bypassed(kv_put *put, const kv_wish *wish, const kv_grant *gran
     }
 }
 
+/* A put uses what it finds stored, whatever the policy makes of that: it does not expire (expire.c). */
+static void use_present(kv_index *index, const kv_grant *grant, uint32_t num_keys) {
+    const uint32_t number = ++index->clock;
+    for (uint32_t i = 0; i < num_keys; i++)
+        if (grant->plan[i] == KV_PRESENT) index->links[grant->ids[i]].access = number;
+}
+
 static enum kv_put_code begin(kv_put *put, const kv_wish *wish, kv_grant *grant) {
     kv_index *index = put->index;
     grant->num_wanted = kv_index_plan(index, wish->keys, wish->num_keys, wish->shard, grant->plan, grant->ids);
@@ -238,6 +316,7 @@ static enum kv_put_code begin(kv_put *put, const kv_wish *wish, kv_grant *grant)
             grant->num_wanted = i;
             return KV_PUT_FOREIGN;
         }
+    use_present(index, grant, wish->num_keys);
     kv_want want = {.levels = appraise(put, wish, grant)};
     enum kv_put_code code = allowed_blocks(put, wish, grant, &want.num);
     if (code != KV_PUT_OK) return code;
@@ -264,20 +343,9 @@ enum kv_put_code kv_put_reserve(kv_put *put, kv_table *table, const kv_wish *wis
     grant->why = KV_SHORT_ROOM;
     kv_lease_acquire(put->index, table, wish->ns, wish->keys, wish->num_keys, 0, &held);
     enum kv_put_code code = held.stop == KV_STOP_FULL ? KV_PUT_LEASES : begin(put, wish, grant);
+    if (code == KV_PUT_OK) queue_again(put, grant, wish->num_keys);
     kv_lease_release(table, &held);
     return code;
-}
-
-static void queue_fresh(kv_put *put, const uint32_t *published, uint32_t num) {
-    for (uint32_t i = 0; i < num; i++) {
-        const kv_record *record = &put->index->records[published[i]];
-        if (put->fresh_head - put->fresh_tail > put->fresh_mask) {
-            put->num_unqueued += num - i;
-            return;
-        }
-        put->fresh[put->fresh_head++ & put->fresh_mask] =
-            (kv_fresh){.word = kv_record_word(record), .id = published[i], .ns = record->ns};
-    }
 }
 
 /* Room for what a commit tells: per id a byte, and every id that may become visible. */

@@ -28,6 +28,7 @@ typedef struct {
     uint64_t near_nbytes; /* what stored, reserved and arriving blocks may take together, but for the spare slots */
     /* below: guarded by the index's lock */
     int has_far;
+    float chance_min;     /* of being asked for within KV_CHANCE_S, for a far copy; policies without an opinion: any */
     uint64_t arriving_nbytes; /* near slots that are being filled from the far tier */
     kv_freed freed;           /* near places go back to `slots` at once; far places wait here for the store */
     kv_fresh *fresh;          /* a ring, `fresh_mask` + 1 long */
@@ -35,14 +36,17 @@ typedef struct {
     uint64_t num_unqueued; /* blocks that became visible while the ring was full: they stay near only */
     uint32_t *scratch;     /* what a commit published, and whether it committed */
     size_t scratch_max;
-    uint32_t *levels; /* of what a reservation wants */
-    size_t levels_max;
+    uint32_t *levels; /* of what a reservation wants, */
+    float *chances;   /* and how likely each is asked for again; of a commit likewise */
+    size_t appraised_max;
+    uint64_t num_unworthy; /* blocks that were not worth a far copy when they became visible */
     uint64_t num_bypassed; /* blocks that got no place because nothing of less worth could go */
 } kv_put;
 
 /* `slots` and `index` outlive it; `queue_blocks` bounds the ring. 0 or -ENOMEM. */
 int kv_put_create(kv_put *put, kv_index *index, kv_slots *slots, uint64_t near_nbytes, uint32_t queue_blocks);
 void kv_put_destroy(kv_put *put);
+#define KV_CHANCE_S 1800
 /* From now on there is a far tier, or there is none: then nobody waits for a write-back any more, and what was to be told
  * of far copies is forgotten. */
 void kv_put_set_far(kv_put *put, int has_far);

@@ -258,12 +258,10 @@ void kv_queues_gone(kv_index *index, uint32_t id) {
     index->ranks->marks[id] = 0;
 }
 
-kv_memories kv_queues_memories(const kv_index *index) {
+void kv_queues_describe(const kv_index *index, kv_policy_figures *figures) {
     const kv_echoes *echoes = &index->ranks->echoes;
-    kv_memories memories = {0};
-    for (int list = 0; list < 2 * KV_LISTS; list++) memories.num_ghosts += echoes->length[list];
-    if (memories.num_ghosts > 0) memories.nbytes_each = (double)kv_echoes_nbytes(echoes) / (double)memories.num_ghosts;
-    return memories;
+    for (int list = 0; list < 2 * KV_LISTS; list++) figures->num_ghosts += echoes->length[list];
+    figures->nbytes = kv_echoes_nbytes(echoes);
 }
 
 /* ---- what is offered ---- */

@@ -68,7 +68,7 @@ void kv_member_move(const kv_index *index, uint32_t id, enum kv_list list);
     .destroy = kv_queues_destroy, .touched = kv_queues_touched, .covered = kv_queues_covered,                 \
     .spared = kv_queues_spared, .demoted = kv_queues_demoted, .leave = kv_queues_leave, .bared = kv_queues_bared, \
     .coldest = kv_queues_coldest, .check = kv_queues_check, .asked = kv_queues_asked, .gone = kv_queues_gone, \
-    .memories = kv_queues_memories
+    .describe = kv_queues_describe
 void kv_queues_destroy(kv_index *index);
 void kv_queues_touched(kv_index *index, uint32_t deepest);
 void kv_queues_covered(kv_index *index, uint32_t deepest);
@@ -80,6 +80,6 @@ uint32_t kv_queues_coldest(const kv_index *index, enum kv_tier tier, uint32_t af
 int kv_queues_check(const kv_index *index, uint64_t near_listed, uint64_t far_listed);
 void kv_queues_asked(kv_index *index, const kv_request *request);
 void kv_queues_gone(kv_index *index, uint32_t id);
-kv_memories kv_queues_memories(const kv_index *index);
+void kv_queues_describe(const kv_index *index, kv_policy_figures *figures);
 
 #endif

@@ -7,6 +7,7 @@
 
 #define HALF_LIFE_S 3600.0
 #define LEAN 1000.0f     /* a class counts for itself as it sees more blocks than this */
+#define EVIDENCE 100.0f  /* blocks that were asked for again, all together, before anything is believed */
 #define PRIOR 10.0f      /* blocks that the first guess of all hazards counts for */
 #define PASS_TICKS 625   /* ten seconds from one pass over the classes to the next */
 #define SUM_CLASSES 32   /* per step */
@@ -18,16 +19,19 @@
 
 static const uint8_t num_values[KV_FEATURES] = {KV_FREQS, KV_ENDINGS, KV_PACES, KV_NEWS, KV_OUTPUTS};
 
-/* Edges of the bins in seconds, and what a weight loses from one to the next; filled once. */
+/* Edges of the bins in seconds and ticks, and what a weight loses from one to the next; filled once. */
 static float edge_s[KV_BINS + 1], fading[KV_BINS];
 static uint32_t edge_ticks[KV_BINS];
+/* Hazards before anything was seen: who was used last is asked for first. */
+static float guess[KV_BINS];
 
-__attribute__((constructor)) static void fill_edges(void) {
+__attribute__((constructor)) static void fill_bins(void) {
     edge_s[0] = 0;
     for (int bin = 1; bin <= KV_BINS; bin++) edge_s[bin] = (float)pow(1.2, bin - 1);
     for (int bin = 0; bin < KV_BINS; bin++) {
         fading[bin] = (float)exp2(-(edge_s[bin + 1] - edge_s[bin]) / HALF_LIFE_S);
         edge_ticks[bin] = (uint32_t)ceilf(edge_s[bin] * KV_TICKS_PER_S);
+        guess[bin] = 1 - powf((1 + edge_s[bin]) / (1 + edge_s[bin + 1]), 0.3f);
     }
 }
 
@@ -46,11 +50,7 @@ int kv_survival_create(kv_survival *survival) {
     if (pages == MAP_FAILED) return -ENOMEM;
     survival->curves = pages;
     survival->weight = 1;
-    /* Nothing seen: who was used last is asked for first, a hazard that falls as age grows. */
-    for (int bin = 0; bin < KV_BINS; bin++) {
-        float hazard = 1 - powf((1 + edge_s[bin]) / (1 + edge_s[bin + 1]), 0.3f);
-        survival->pooled[bin] = logf(hazard / (1 - hazard));
-    }
+    survival->is_blind = 1;
     return 0;
 }
 
@@ -73,9 +73,10 @@ static uint32_t output_of(const kv_hint *hint) {
     return hint->output_tokens == UINT32_MAX ? KV_OUTPUTS - 1 : bucket(output_limits, 5, hint->output_tokens);
 }
 
-uint16_t kv_survival_class(const kv_traits *traits, uint32_t freq) {
+uint16_t kv_survival_class(const kv_survival *survival, const kv_traits *traits, uint32_t freq) {
     static const uint32_t freqs[] = {2, 3, 4, 6, 10, 20}, paces_ds[] = {150, 400, 1200}, news[] = {2, 5, 15, 50};
     const kv_hint *hint = &traits->hint;
+    if (survival->is_blind) return 0; /* one for all, so that age alone orders them */
     uint32_t pace = traits->pace_ds == KV_PACE_UNKNOWN ? 0 : 1 + bucket(paces_ds, 3, traits->pace_ds);
     uint32_t number = bucket(freqs, 6, freq);
     number = number * KV_ENDINGS + hint->ending % KV_ENDINGS;
@@ -160,9 +161,11 @@ static float logit(float hazard) {
 }
 
 static void lean_on_sums(kv_survival *survival) {
+    float num_asked = 0;
+    for (int bin = 0; bin < KV_BINS; bin++) num_asked += survival->sum_asked[KV_FEATURES][0][bin];
+    survival->is_blind = num_asked < EVIDENCE;
     for (int bin = 0; bin < KV_BINS; bin++) {
-        float guess = 1 - powf((1 + edge_s[bin]) / (1 + edge_s[bin + 1]), 0.3f);
-        float hazard = (survival->sum_asked[KV_FEATURES][0][bin] + PRIOR * guess) /
+        float hazard = (survival->sum_asked[KV_FEATURES][0][bin] + PRIOR * guess[bin]) /
                        (survival->sum_risk[KV_FEATURES][0][bin] + PRIOR);
         survival->pooled[bin] = logit(hazard);
         for (int feature = 0; feature < KV_FEATURES; feature++)
@@ -180,6 +183,10 @@ static void hazards_of(const kv_survival *survival, uint32_t class_number, float
     const float one = (float)(1 / survival->weight);
     uint32_t values[KV_FEATURES];
     float risk[KV_BINS];
+    if (survival->is_blind) {
+        memcpy(hazards, guess, sizeof guess);
+        return;
+    }
     features_of(class_number, values);
     count_risk(survival, curve, risk);
     for (int bin = 0; bin < KV_BINS; bin++) {

@@ -44,6 +44,7 @@ typedef struct {
     double weight;                /* of what ends now */
     uint32_t weighed;             /* tick at which it was 1 */
     uint32_t now;                 /* the latest tick */
+    int is_blind;                 /* too little was ever asked for again: age alone counts, as in LRU */
     /* a pass over all classes, a few at a time */
     uint32_t at, num_pass;
     enum { KV_PASS_REST, KV_PASS_SUM, KV_PASS_CURVES } pass;
@@ -56,7 +57,7 @@ typedef struct {
 int kv_survival_create(kv_survival *survival);
 void kv_survival_destroy(kv_survival *survival);
 /* Class of a block that has been asked for `freq` times. */
-uint16_t kv_survival_class(const kv_traits *traits, uint32_t freq);
+uint16_t kv_survival_class(const kv_survival *survival, const kv_traits *traits, uint32_t freq);
 /* The class of blocks of this one now that something is known of their request. */
 uint16_t kv_survival_hinted(uint16_t class_number, const kv_hint *hint);
 /* Start using a class: its levels are known from here on. */

@@ -19,7 +19,7 @@ LATE: int
 PAST_QUOTA: int
 PAST_ENTRIES: int
 AGAIN: int
-WHY: tuple[str, str, str]
+WHY: tuple[str, str, str, str]
 
 _Ids = NDArray[np.uint32]
 _Words = NDArray[np.uint64]
@@ -55,5 +55,10 @@ class PutPath:
     def put_nbytes(self) -> int: ...
     @property
     def num_fresh(self) -> int: ...
+    def set_chance_min(self, chance_min: float) -> None: ...
+    @property
+    def num_bypassed(self) -> int: ...
+    @property
+    def num_unworthy(self) -> int: ...
     @property
     def num_unqueued(self) -> int: ...

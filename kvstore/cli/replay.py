@@ -13,12 +13,11 @@ import numpy as np
 
 from kvstore.cli import Command, render
 from kvstore.cli.traffic import traffic_fields, traffic_table
-from kvstore._core.index import POLICIES
-from kvstore.config import Config
-from kvstore.embedded import open as open_store
+from kvstore.config import EVICTIONS, Config
 from kvstore.namespace import BLOCK_NBYTES_MAX, NamespaceSpec
 from kvstore.replay import Replay, Result
 from kvstore.space import slot_nbytes
+from kvstore.timed import open_timed
 from kvstore.trace import BLOCK_TOKENS, read_trace
 
 PERCENTILES = (50, 90, 99, 99.9)
@@ -61,7 +60,7 @@ ENTRIES_MIN = 65_536
 )
 @click.option(
     "--policy",
-    type=click.Choice(POLICIES),
+    type=click.Choice(EVICTIONS),
     default="gittins",
     show_default=True,
     help="Eviction policy.",
@@ -106,7 +105,7 @@ def command(
     if not requests:
         raise click.UsageError(f"{trace} has no requests")
     spec = NamespaceSpec(model="replay", block_nbytes=block_nbytes, block_tokens=BLOCK_TOKENS)
-    with open_store(_config(block_nbytes, host_blocks, disk_blocks, disk_path, policy)) as store:
+    with open_timed(_config(block_nbytes, host_blocks, disk_blocks, disk_path, policy)) as store:
         replay = Replay(store, store.namespace(spec), verify=verify, speed=speed)
         with render.progress("requests", len(requests)) as bar:
             result = replay.run(requests, len(requests), lambda num: bar.advance(bar.task_ids[0], num))

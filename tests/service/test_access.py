@@ -13,6 +13,7 @@ from service_helpers import MIB, config_for, start
 from store_helpers import BLOCK, all_right, chain, make_spec, payload, put_chain
 
 import kvstore
+from kvstore import Hint
 from kvstore.access import Access, Rule
 from kvstore.errors import AccessDenied, ConfigInvalid, InvalidRequest, LimitExceeded
 from kvstore.v1 import kvstore_pb2 as pb
@@ -85,6 +86,34 @@ def test_verbs_and_names_are_checked(served):
         b.namespace(make_spec(), quota_nbytes=1 << 30)
     with pytest.raises(AccessDenied, match="may not use namespace 'other'"):
         a.namespace(make_spec(model="other"))
+
+
+def test_who_may_only_read_says_nothing_of_what_stays(served):
+    inner, server, connect = served
+    ns = connect("b").namespace(make_spec())
+    keys = put_chain(ns, 2)
+    server.gatekeeper.replace(Access([Rule(name="beta", token_sha256=(digest("b"),), verbs=("read",))]))
+    hint = Hint(ttl_s=0)
+    for call in (
+        lambda: ns.hint(keys, hint),
+        lambda: ns.lease(keys, hint=hint),
+        lambda: ns.get(keys, hint=hint),
+        lambda: ns.pin(keys, 60),
+        lambda: ns.unpin(keys),
+    ):
+        with pytest.raises(AccessDenied, match="may not write"):
+            call()
+    assert ns.get(keys)[0] == 2
+    assert inner.stats()["index"]["hints"] == inner.stats()["policy"]["ttl_chains"] == 0
+
+
+def test_a_tenant_hints_at_and_pins_its_own_blocks(served):
+    inner, _, connect = served
+    a, b = (connect(token).namespace(make_spec()) for token in ("a", "b"))
+    keys = put_chain(a, 3)
+    assert a.pin(keys, 60) == a.hint(keys, Hint()) == 3
+    assert b.pin(keys, 60) == b.hint(keys, Hint()) == b.unpin(keys) == 0
+    assert inner.stats()["policy"]["pinned_blocks"] == 3 and a.unpin(keys) == 3
 
 
 def test_quota_and_number_of_namespaces_are_limits(served):

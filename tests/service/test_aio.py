@@ -10,7 +10,7 @@ import pytest
 from service_helpers import WAYS, config_for, start, wait_for
 from store_helpers import all_right, chain, make_spec, payload
 
-from kvstore import aio
+from kvstore import Hint, aio
 from kvstore.errors import InvalidRequest, LeaseExpired, Unavailable
 
 
@@ -47,6 +47,9 @@ def test_the_verbs_are_coroutines(name: str, tmp_path: Path):
             assert await store.flush() and not await ns.make_durable(keys, 50)
             with pytest.raises(InvalidRequest):
                 await ns.match(b"short")
+            hint = Hint(stop="end_turn", ttl_s=3600)
+            assert await ns.hint(keys, hint) == 4 and (await ns.put(keys, payload(keys), hint=hint)).present == 4
+            assert await ns.pin(keys, 60) == 4 and await ns.unpin(keys) == 4
             assert await ns.remove(keys[3:]) == 1 and await ns.clear() == 3
             assert wait_for(lambda: inner.stats()["lookups"]["leases_in_use"] == 0)
         with pytest.raises(Unavailable):

@@ -17,7 +17,7 @@ from store_helpers import BLOCK, all_right, chain, make_spec, payload, put_chain
 
 import kvstore
 import kvstore.aio
-from kvstore import Match
+from kvstore import Hint, Match
 from kvstore.client.circuit import Circuit
 from kvstore.client.putting import UNAVAILABLE
 from kvstore.errors import KVStoreError, LeaseExpired, NamespaceMismatch, Unavailable
@@ -48,6 +48,8 @@ def test_without_a_daemon_everything_is_a_miss(nobody):
         assert room.commit().stored == 0
     assert ns.explain(keys) == [UNAVAILABLE] * 3
     assert ns.prefetch(keys).result(5) == Match(0)
+    assert ns.put(keys, payload(keys), hint=Hint(ttl_s=1)).stored == 0 and ns.lease(keys, hint=Hint()).num_blocks == 0
+    assert ns.hint(keys, Hint()) == ns.pin(keys, 60) == ns.unpin(keys) == 0
     assert not nobody.flush()
 
 

@@ -49,10 +49,12 @@ def good_message(method: Any, handle: int, keys: bytes) -> bytes:
     """A request that the method takes."""
     kind = getattr(pb, method.input_type.name)
     if method.name == "Write":
-        return kind(header=pb.WriteHeader(namespace=handle, keys=keys)).SerializeToString()
+        header = pb.WriteHeader(namespace=handle, keys=keys, hint=pb.RequestHint(priority=1, ttl_s=3600))
+        return kind(header=header).SerializeToString()
     names = {field.name for field in kind.DESCRIPTOR.fields}
     values: dict[str, Any] = {"namespace": handle, "namespaces": [handle], "keys": keys, "deadline_ms": 5.0}
-    values |= {"tier": "disk", "force": True}
+    hint = pb.RequestHint(ending=pb.ENDING_TOOL_USE, output_tokens=7, priority=-1, ttl_s=3600)
+    values |= {"tier": "disk", "force": True, "ttl_s": 0.01, "hint": hint}
     return kind(**{name: value for name, value in values.items() if name in names}).SerializeToString()
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from service_helpers import MIB, Way, wait_for
+from service_helpers import MIB, WAYS, Way, open_way, wait_for
 from store_helpers import BLOCK, all_right, chain, make_spec, payload, put_chain
 
 from kvstore import Hint, PutResult
 from kvstore.errors import InvalidRequest, LimitExceeded
+from kvstore.events import Reason, Removed
 
 SOON = Hint(ttl_s=0)  # over with the next step of the mover
 KNOWN = Hint(stop="tool_use", output_tokens=7, priority=1)
@@ -39,11 +42,11 @@ def policy(way: Way, name: str) -> Any:
 
 def test_a_hint_says_how_much_of_the_chain_is_stored(way: Way, ns: Any):
     keys = put_chain(ns, 3)
-    before = hints(way)
+    assert hints(way) == 0, "nobody has said anything"
     assert ns.hint(chain(ns, 5), KNOWN) == 3
     assert ns.hint(chain(ns, 2, prompt=9), KNOWN) == 0 and ns.hint(chain(ns, 0), KNOWN) == 0
     assert ns.hint(keys[1:2], KNOWN) == 1, "a block by itself"
-    assert hints(way) == before + 2
+    assert hints(way) == 2
 
 
 def test_a_put_and_what_it_found_stored_are_told_of(way: Way, ns: Any):
@@ -157,25 +160,45 @@ def test_a_leased_block_that_ends_can_still_be_read(way: Way, ns: Any):
     assert wait_for(lambda: way.inner.stats()["index"]["removed_pending"] == 0)
 
 
+def test_who_watches_is_told_that_it_was_over(way: Way, ns: Any):
+    keys = chain(ns, 2)
+    ns.put(keys, payload(keys), hint=SOON)
+    with way.store.watch([ns]) as watch:
+        told: list[Any] = []
+        assert wait_for(lambda: told.extend(next(watch).events) or any(isinstance(one, Removed) for one in told))
+    (removed,) = (one for one in told if isinstance(one, Removed))
+    assert set(removed.keys) == {key.tobytes() for key in keys} and removed.reason is Reason.EXPIRED
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_a_time_to_live_over_the_limit_is_counted(name: str, tmp_path: Path):
+    with ExitStack() as stack:
+        way = open_way(name, tmp_path, stack, policy={"ttl_blocks_max": 2})
+        ns = way.store.namespace(make_spec())
+        keys = chain(ns, 3)
+        assert ns.put(keys, payload(keys), hint=SOON) == PutResult(3, 0)
+        assert policy(way, "ttl_ignored") == 1 and policy(way, "ttl_blocks") == 0
+        assert ns.hint(keys[:2], SOON) == 2 and policy(way, "ttl_ignored") == 1
+
+
 # ---- pins ----
 
 
-def fill(ns: Any, num_prompts: int = 40) -> None:
-    """Many times the memory."""
-    for prompt in range(100, 100 + num_prompts):
-        keys = chain(ns, 8, prompt)
-        ns.put(keys, payload(keys))
+def evict(way: Way) -> None:
+    """Everything that may go."""
+    with way.inner.lock:
+        way.inner.mover.put.evict(1 << 40, False, 0)
 
 
-def test_a_pinned_chain_outlives_what_is_put_after_it(way: Way, ns: Any):
+def test_a_pinned_chain_cannot_be_evicted(way: Way, ns: Any):
     keys, others = put_chain(ns, 4), put_chain(ns, 4, prompt=1)
     assert ns.pin(chain(ns, 6), 3600) == 4
     assert policy(way, "pinned_blocks") == 4 and policy(way, "pinned_nbytes") == 4 * BLOCK
-    fill(ns)
+    evict(way)
     assert ns.match(keys).num_blocks == 4 and ns.match(others).num_blocks == 0
     assert all_right(keys, ns.get(keys)[1])
     assert ns.unpin(chain(ns, 6)) == 4 and ns.unpin(keys) == 0
-    fill(ns)
+    evict(way)
     assert ns.match(keys).num_blocks == 0 and policy(way, "pins") == 0
 
 

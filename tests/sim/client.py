@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from kvstore.arrays import Keys
 from kvstore.errors import LeaseExpired, LimitExceeded
 from kvstore.handle import Namespace
+from kvstore.hint import STOPS, Hint
 from kvstore.lease import Lease
 from kvstore.namespace import NamespaceSpec
 from kvstore.room import Room
@@ -90,6 +92,7 @@ class Client:
         verbs: list[Callable[[int | None], None]] = [
             self.get, self.get, self.hold, self.let_go, self.put, self.put, self.put_all, self.put_rest,
             self.reserve, self.commit, self.abandon, self.remove, self.prefetch, self.look, self.die,
+            self.hint, self.pin, self.unpin,
         ]  # fmt: skip
         self._verbs = verbs
         self._weights = [rng.choice((0, 1, 1, 4)) for _ in verbs]
@@ -274,6 +277,28 @@ class Client:
         self._world.removing(keys[first].tobytes())
         space.handle.remove(keys[first : first + 1])
         assert space.handle.match(keys).num_blocks <= first, "a removed block is still found"
+
+    # ---- what stays ----
+
+    def hint(self, _deadline_ms: int | None) -> None:
+        """Often with a time to live, which may be over at once."""
+        space, ttl_s = self._space(), self._rng.choice((None, 0, 0.05, 1, 20))
+        if ttl_s is not None:
+            self._world.ending()
+        hint = Hint(self._rng.choice(STOPS), self._rng.choice((None, 9)), self._rng.randrange(-1, 2), ttl_s)
+        keys = self._keys(space)
+        assert space.handle.hint(keys, hint) <= len(keys)
+
+    def pin(self, _deadline_ms: int | None) -> None:
+        space = self._space()
+        keys = self._keys(space)
+        with suppress(LimitExceeded):
+            num_blocks = space.handle.pin(keys, self._rng.choice((0, 0.05, 1, 20)))
+            self._world.note(f"  pinned {num_blocks} of {len(keys)}")
+
+    def unpin(self, _deadline_ms: int | None) -> None:
+        space = self._space()
+        space.handle.unpin(self._keys(space))
 
     # ---- ends ----
 

@@ -42,6 +42,9 @@ class Shape:
             promote_queue_blocks=rng.choice((3, 1 << 14, 1 << 14)),
             write_nbytes_per_s=rng.choice((0, 0, 0, 1 << 20)),
             scrub_nbytes_per_s=rng.choice((0, 1 << 14, 1 << 18)),
+            pins_nbytes_max=rng.choice((1, near_nbytes // 8, near_nbytes // 2)),
+            pin_leases_max=rng.choice((64, 256)),
+            ttl_blocks_max=rng.choice((0, 8, 1 << 20)),
             batches=batches,
         )
         return cls(

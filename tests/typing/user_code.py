@@ -60,7 +60,11 @@ def written(namespace: kvstore.Namespace, keys: NDArray[np.uint8], blocks: NDArr
         assert_type(room, Room)
         assert_type(room.views, list[memoryview])
         assert_type(room.commit(), kvstore.PutResult)
-    result = namespace.put(keys, blocks)
+    hint = kvstore.Hint(stop="tool_use", output_tokens=120, ttl_s=600)
+    assert_type(namespace.hint(keys, hint), int)
+    assert_type(namespace.pin(keys, ttl_s=60.0), int)
+    assert_type(namespace.unpin(keys), int)
+    result = namespace.put(keys, blocks, hint=hint)
     assert_type(result.stored, int)
     assert_type(result.rejected.get(0), str | None)
     assert_type(namespace.remove(keys), int)
@@ -72,5 +76,6 @@ def misused(namespace: kvstore.Namespace, match: kvstore.Match, layout: kvstore.
     namespace.put(keys=None, blocks=None)  # type: ignore[arg-type]  # keys are an array
     match.num_blocks = 3  # type: ignore[misc]  # values are frozen
     layout.pieces[0] = 1  # type: ignore[index]  # and so is what they hold
+    namespace.lease(keys=match, hint="tool_use")  # type: ignore[arg-type]  # a Hint, not its text
     kvstore.NamespaceSpec("llama", 4096)  # type: ignore[call-arg]  # fields go by name
     kvstore.open({"host": {}})  # type: ignore[arg-type]  # a Config, not a dict

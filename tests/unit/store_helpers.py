@@ -100,11 +100,12 @@ def make_store(
     put_wait_ms: int = 0,
     entries_max: int = 4096,
     block_nbytes: int = BLOCK,
+    eviction: str = "lru",
     **limits: Any,
 ) -> BlockStore:
     """A store for `num_blocks` blocks in memory, without a thread: `store.mover.step()` moves it on."""
     nbytes = num_blocks * block_nbytes
-    index = Index(entries_max)
+    index = Index(entries_max, policy=eviction, ghosts_max=entries_max)
     near = HostTier(max(8 * MIB, nbytes + nbytes // policy.SPARE_SHARE), base_pages=True)
     clock = SystemClock() if clock is None else clock
     mover = Mover(index, near, far, threading.RLock(), clock, Limits(near_nbytes=nbytes, **limits))

@@ -183,7 +183,7 @@ def test_eviction_takes_the_tail_of_the_chain_first(index):
     _, ((_, _, places),) = index.evict_near(3 * SLOT, False, 9)
     assert places.tolist() == [107, 106, 105]
     assert index.match(keys)[0] == 5
-    assert index.ghosts(keys[7:])[0] == (core.UNWRITTEN, 9)
+    assert index.ghosts(keys[7:])[0] == (core.UNWRITTEN, 9, None)
 
 
 def test_leased_blocks_and_their_ancestors_stay(index, leases):
@@ -313,7 +313,7 @@ def test_removal_takes_everything_that_extends_a_block(index):
     put(index, right)
     assert index.remove(index.find(trunk[2:3]), core.REMOVED, 3) == 5
     assert index.match(left)[0] == 2 and index.match(right)[0] == 2
-    assert index.ghosts(left[4:])[0] == (core.REMOVED, 3)
+    assert index.ghosts(left[4:])[0] == (core.REMOVED, 3, None)
 
 
 def test_removed_blocks_keep_their_memory_until_the_last_lease(index, leases):
@@ -442,7 +442,7 @@ def test_what_was_abandoned_says_when(index):
     keys = random_keys(2)
     _, ids = reserve(index, keys)
     index.abandon(ids, 0, 1234)
-    assert index.ghosts(keys) == [(core.ABANDONED, 1234)] * 2
+    assert index.ghosts(keys) == [(core.ABANDONED, 1234, None)] * 2
     index.reap()
 
 

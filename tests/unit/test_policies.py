@@ -7,6 +7,7 @@ from random import Random
 import numpy as np
 import pytest
 
+from kvstore._core import eviction
 from kvstore._core import index as core
 from kvstore._core.index import POLICIES, Index
 from kvstore._core.lease import Grip, LeaseTable
@@ -93,7 +94,7 @@ class Life:
     def wait(self) -> None:
         """Most often a while; sometimes the clock jumps, and a clock that goes back must do no harm."""
         self.now_ms = max(0, self.now_ms + self.rng.choice((1, 500, 5_000, 100_000, 30 * DAY_MS, -40 * DAY_MS)))
-        self.index.tend(self.now_ms)
+        eviction.tend(self.index, self.now_ms)
 
 
 CALLS = (

@@ -209,7 +209,7 @@ def test_threads_reserve_commit_abandon_and_remove_side_by_side():
         thread.join()
     assert errors == []
     for keys in kept:
-        assert all(reason != core.REMOVED for reason, _ in bench.index.ghosts(keys))
+        assert all(reason != core.REMOVED for reason, *_ in bench.index.ghosts(keys))
     bench.path.reap()
     bench.check()
 

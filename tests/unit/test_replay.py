@@ -19,9 +19,9 @@ import pytest
 from kvstore import caller, replay
 from kvstore.cli import main
 from kvstore.cli import replay as command
-from kvstore.embedded import open as open_store
 from kvstore.namespace import NamespaceSpec
 from kvstore.replay import Replay, Result
+from kvstore.timed import open_timed
 from kvstore.trace import BLOCK_TOKENS, Request, read_trace
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,9 +49,11 @@ def known_trace(name: str) -> list[Request]:
     return read[name]
 
 
-def play(requests: list[Request], host_blocks: int, disk_blocks: int = 0, **options: Any) -> tuple[Result, Any]:
+def play(
+    requests: list[Request], host_blocks: int, disk_blocks: int = 0, policy: str = "lru", **options: Any
+) -> tuple[Result, Any]:
     """The result and the store's statistics at its end, the store checked."""
-    with open_store(command._config(64, host_blocks, disk_blocks, "")) as store:
+    with open_timed(command._config(64, host_blocks, disk_blocks, "", policy)) as store:
         namespace = store.namespace(NamespaceSpec(model="m", block_nbytes=64, block_tokens=BLOCK_TOKENS))
         result = Replay(store, namespace, **{"verify": True, **options}).run(requests, len(requests))
         store.check()
@@ -167,6 +169,7 @@ def test_samples_follow_the_trace(tmp_path: Path) -> None:
 
 def test_the_report_of_the_command(trace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["replay", str(trace), "--block-nbytes", "5000", "--host-blocks", "60", "--verify", "--json"]
+    arguments += ["--policy", "lru"]
     assert main([*arguments, "--requests", "150"]) == 0
     shown = capsys.readouterr()
     report = json.loads(shown.out)

@@ -135,7 +135,7 @@ STATS = {
         "scrub_rotten_blocks", "scrub_rounds", "scrub_age_s", "endurance_left_nbytes", "endurance_used_up"},
     "policy": {
         "ttl_chains", "ttl_blocks", "ttl_ignored", "expired_blocks", "pins", "pinned_blocks", "pinned_nbytes",
-        "pins_nbytes_max",
+        "pins_nbytes_max", "name", "bypassed_blocks", "unworthy_blocks", "ghosts", "ghosts_nbytes", "classes",
     },
 }  # fmt: skip
 TIER_STATS = {"blocks", "used_nbytes", "capacity_nbytes", "healthy", "reason", "evicted"}

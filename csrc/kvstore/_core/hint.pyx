@@ -13,8 +13,8 @@ from kvstore._core.view cimport hint_of, keys_of
 
 
 def tell(Index index not None, uint32_t deepest, numbers not None):
-    """Tell the eviction policy the numbers of a Hint about the chain that ends at this id, after every access by now. An
-    id that is not visible is not told of."""
+    """Tell the eviction policy the numbers of a Hint about the chain that ends at this id, after every access by now.
+    An id that is not visible is not told of."""
     cdef kv_hint hint = hint_of(numbers)
     kv_evict_drain(&index._index)
     kv_index_hint(&index._index, deepest, &hint)
@@ -32,13 +32,12 @@ def chain(Index index not None, uint32_t deepest):
 
 
 def mark(Index index not None):
-    """The number of the latest access, with all that waited to be brought into the order by now."""
-    kv_evict_drain(&index._index)
-    return index._index.clock
+    """A number for `expire`: every access so far is not later, and each that comes is."""
+    return kv_index_mark(&index._index)
 
 
-def expire(Index index not None, uint16_t ns, keys, uint32_t mark, uint32_t now_s):
-    """Remove the blocks of a chain that nobody has used since access number `mark`; what something extends stays.
+def expire(Index index not None, keys, uint32_t mark, uint32_t now_s):
+    """Remove the blocks of a chain that nobody has used since `mark`; what something extends stays.
     Returns which of the keys are gone, bool (n,)."""
     cdef Py_buffer view
     cdef uint8_t[::1] gone
@@ -51,7 +50,7 @@ def expire(Index index not None, uint16_t ns, keys, uint32_t mark, uint32_t now_
         index._index.now_s = now_s
         if num_keys:
             with nogil:
-                kv_index_expire(&index._index, ns, <const uint8_t *>view.buf, num_keys, mark, &gone[0])
+                kv_index_expire(&index._index, <const uint8_t *>view.buf, num_keys, mark, &gone[0])
     finally:
         PyBuffer_Release(&view)
     return out.view(np.bool_)

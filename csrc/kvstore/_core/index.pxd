@@ -4,8 +4,6 @@ from kvstore._core.view cimport IndexView
 cdef extern from "policies.h" nogil:
     const kv_policy *kv_policy_find(const char *name)
     const char *kv_policy_name(uint32_t number)
-    const char *kv_policy_name_of(const kv_index *index)
-    void kv_policy_tend(kv_index *index, uint64_t now_ms)
     uint32_t KV_LEVEL_ANY
 
 cdef extern from "survival.h" nogil:

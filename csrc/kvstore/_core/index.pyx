@@ -23,6 +23,7 @@ PRESENT, BUSY, JOIN, WANTED = 0, 1, 2, 3
 FREE, WRITING, VALID = 0, 1, 2
 NEVER, EVICTED, UNWRITTEN, REMOVED, CORRUPT, ABANDONED, OVER_QUOTA, EXPIRED, BYPASSED = range(9)
 
+
 def _policies():
     cdef uint32_t number = 0
     names = []
@@ -74,16 +75,6 @@ cdef class Index(IndexView):
         PyMem_Free(self._freed.far_places)
         PyMem_Free(self._freed.near_ns)
         PyMem_Free(self._freed.far_ns)
-
-    @property
-    def policy(self):
-        """Name of the eviction policy."""
-        return kv_policy_name_of(&self._index).decode()
-
-    def tend(self, uint64_t now_ms):
-        """The policy's time is `now_ms`, on a clock that never goes back; it may do a piece of what can wait."""
-        with nogil:
-            kv_policy_tend(&self._index, now_ms)
 
     cdef int attach(self, kv_table *table, object owner) except -1:
         if kv_evict_attach(&self._index, table) < 0:

@@ -178,10 +178,11 @@ cdef class Link:
                 reply.lease_ttl_ms, fds)
 
     def reserve(self, keys, uint32_t ns, uint32_t shard, uint32_t deadline_ms, hint=None):
-        """Reserve what is not stored of a chain of at most KEYS_MAX keys, of which the numbers of a Hint may be known, waiting for room until the deadline or as
-        long as the daemon is configured to (WAIT_DEFAULT): (reservation, positions, ids, places, number present,
-        [(position, is busy)] of the others, why those got nothing); the reservation is 0 for none. Or a number:
-        room is being made, `retry` with it soon, or reserve again if it is 0."""
+        """Reserve what is not stored of a chain of at most KEYS_MAX keys, of which the numbers of a Hint may be known,
+        waiting for room until the deadline or as long as the daemon is configured to (WAIT_DEFAULT): (reservation,
+        positions, ids, places, number present, [(position, is busy)] of the others, why those got nothing); the
+        reservation is 0 for none. Or a number: room is being made, `retry` with it soon, or reserve again if it is
+        0."""
         cdef Py_buffer view
         cdef kv_chain request
         cdef uint32_t num_keys

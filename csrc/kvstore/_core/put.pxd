@@ -11,7 +11,8 @@ cdef extern from "put.h" nogil:
     ctypedef struct kv_put:
         int has_far
         uint64_t arriving_nbytes
-        uint64_t num_unqueued, num_bypassed
+        uint64_t num_unqueued, num_bypassed, num_unworthy
+        float chance_min
         uint32_t fresh_head, fresh_tail
         kv_freed freed
     enum kv_put_flag:

@@ -217,6 +217,20 @@ cdef class PutPath:
         """How many blocks became visible so far, modulo 2^32."""
         return kv_put_num_fresh(&self._put)
 
+    def set_chance_min(self, float chance_min):
+        """Blocks that are less likely than this to be asked for again get no far copy."""
+        self._put.chance_min = chance_min
+
+    @property
+    def num_bypassed(self):
+        """Blocks that got no place because everything that could make room was worth more."""
+        return self._put.num_bypassed
+
+    @property
+    def num_unworthy(self):
+        """Blocks that were not worth a far copy when they became visible."""
+        return self._put.num_unworthy
+
     @property
     def num_unqueued(self):
         """Blocks that became visible while the queue was full: they stay near only."""

@@ -162,8 +162,8 @@ cdef extern from "hint.h" nogil:
         uint32_t output_tokens
     void kv_index_hint(kv_index *index, uint32_t deepest, const kv_hint *hint)
     uint32_t kv_index_chain(const kv_index *index, uint32_t deepest, uint32_t *ids, uint32_t ids_max)
-    uint32_t kv_index_expire(kv_index *index, uint16_t ns, const uint8_t *keys, uint32_t num_keys, uint32_t mark,
-                             uint8_t *gone)
+    uint32_t kv_index_mark(kv_index *index)
+    uint32_t kv_index_expire(kv_index *index, const uint8_t *keys, uint32_t num_keys, uint32_t mark, uint8_t *gone)
 
 cdef extern from "policy.h" nogil:
     ctypedef struct kv_policy:

@@ -4,10 +4,11 @@ from kvstore._core.records cimport *
 cdef extern from "policies.h" nogil:
     const kv_policy *kv_policy_find(const char *name)
     const char *kv_policy_name(uint32_t number)
-    ctypedef struct kv_memories:
-        uint64_t num_ghosts
-        double nbytes_each
-    kv_memories kv_policy_memories(const kv_index *index)
+
+cdef extern from "eviction.h" nogil:
+    ctypedef struct kv_policy_figures:
+        uint64_t num_ghosts, nbytes
+    kv_policy_figures kv_eviction_figures(const kv_index *index)
 
 cdef extern from "requests.h" nogil:
     ctypedef struct kv_requests:

@@ -133,9 +133,9 @@ cdef class Simulation:
         return self._simulation.index.counts.num_near
 
     def ghosts(self):
-        """(blocks that the policy remembers and that are not stored, bytes that each takes)."""
-        cdef kv_memories memories = kv_policy_memories(&self._simulation.index)
-        return memories.num_ghosts, memories.nbytes_each
+        """(blocks that the policy remembers and that are not stored, bytes that all its remembering takes)."""
+        cdef kv_policy_figures figures = kv_eviction_figures(&self._simulation.index)
+        return figures.num_ghosts, figures.nbytes
 
     def check(self):
         """Audit of index and slots: 0, or the number of the broken rule."""
