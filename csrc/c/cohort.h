@@ -38,6 +38,7 @@ typedef struct {
     kv_cohort *cohorts;
     uint32_t cohorts_max, num_cohorts, unused;
     uint32_t oldest[KV_BINS], newest[KV_BINS];
+    uint32_t oldest_time[KV_BINS]; /* of each bin's oldest, side by side: they are looked at all the time */
     kv_cell *cells[2];           /* per tier KV_CELLS */
     uint32_t (*levels[2])[2];    /* per tier and level: the first cell + 1, and the last */
     uint64_t bits[2][KV_LEVELS / 64], words[2];

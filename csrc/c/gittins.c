@@ -203,9 +203,12 @@ static void attach(kv_index *index, uint32_t id) {
         join_run(ranks, &run, number);
     }
     if (known_at(ranks, number)->is_stored) return; /* keys are a caller's: two may have the same fingerprint */
+    const int listed = is_listed(&index->records[id]); /* among those that there was no room to know */
+    if (listed) unlist(index, id);
     known_at(ranks, number)->is_stored = 1;
     ranks->known_of[id] = number;
     ranks->num_attached++;
+    if (listed) list(index, id);
 }
 
 /* Time between the requests of a conversation: what was known at its end, and the gap since then. */
@@ -278,16 +281,26 @@ static uint32_t *scratch_of(kv_ranks *ranks, uint32_t num) {
     return ranks->scratch;
 }
 
+/* Of PREFETCH positions from `first` on, what finding them will need. */
+static void prefetch_known(const kv_index *index, const kv_request *request, uint32_t first) {
+    const kv_ranks *ranks = index->ranks;
+    uint64_t homes[PREFETCH];
+    uint32_t num = 0;
+    for (uint32_t i = first; i < first + PREFETCH && i < request->num_keys; i++) {
+        const uint32_t id = request->ids[i];
+        if (id != KV_NONE && ranks->known_of[id] != 0) continue;
+        homes[num] = kv_home(index, request->keys + (size_t)i * KV_KEY_NBYTES);
+        kv_known_prefetch(&ranks->knowledge, homes[num++]);
+    }
+    for (uint32_t i = 0; i < num; i++) kv_known_prefetch_first(&ranks->knowledge, homes[i]);
+}
+
 /* The known blocks of a request; returns how many lead without a gap. */
 static uint32_t find_known(const kv_index *index, const kv_request *request, uint32_t *known) {
     const kv_ranks *ranks = index->ranks;
     uint32_t num_leading = 0;
     for (uint32_t i = 0; i < request->num_keys; i++) {
-        if (i % PREFETCH == 0)
-            for (uint32_t j = i; j < i + PREFETCH && j < request->num_keys; j++)
-                if (request->ids[j] == KV_NONE || ranks->known_of[request->ids[j]] == 0)
-                    kv_known_prefetch(&ranks->knowledge,
-                                      kv_home(index, request->keys + (size_t)j * KV_KEY_NBYTES));
+        if (i % PREFETCH == 0) prefetch_known(index, request, i);
         const uint32_t id = request->ids[i];
         known[i] = id != KV_NONE ? ranks->known_of[id] : 0;
         if (known[i] == 0)
