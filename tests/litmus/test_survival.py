@@ -1,4 +1,4 @@
-"""Survival against its definition: hazards from counts, additive in the logit; the Gittins index by trying every end."""
+"""Survival against its definition: hazards from counts, additive in the logit; the index by trying every end."""
 
 from __future__ import annotations
 
