@@ -80,4 +80,5 @@ def cases(quick: bool) -> Iterator[Result]:
         yield Result("policy", f"{policy}_worst", float(times.max() / 1000), "us", runs=len(times), detail="request")
         num_ghosts, nbytes = simulation.ghosts()
         if num_ghosts:
-            yield Result("policy", f"{policy}_ghost", nbytes / num_ghosts, "bytes", detail=f"{num_ghosts:,} blocks not stored")
+            detail = f"{num_ghosts:,} blocks not stored"
+            yield Result("policy", f"{policy}_ghost", nbytes / num_ghosts, "bytes", detail=detail)
