@@ -113,6 +113,7 @@ static void enter_bin(kv_cohorts *cohorts, uint32_t number) {
     else cohorts->oldest[cohort->bin] = number, cohorts->oldest_time[cohort->bin] = cohort->time;
     *newest = number;
     cohorts->survival.curves[cohort->class_number].waiting[cohort->bin] += cohort->num_blocks;
+    cohorts->population[cohort->bin] += cohort->num_blocks;
 }
 
 static void leave_bin(kv_cohorts *cohorts, uint32_t number) {
@@ -127,6 +128,7 @@ static void leave_bin(kv_cohorts *cohorts, uint32_t number) {
         cohorts->newest[cohort->bin] = cohort->older;
     }
     cohorts->survival.curves[cohort->class_number].waiting[cohort->bin] -= cohort->num_blocks;
+    cohorts->population[cohort->bin] -= cohort->num_blocks;
 }
 
 static void grow_older(kv_cohorts *cohorts, uint32_t number) {
@@ -169,12 +171,14 @@ void kv_cohort_join(kv_cohorts *cohorts, uint32_t number) {
     kv_cohort *cohort = &cohorts->cohorts[number];
     cohort->num_blocks++;
     cohorts->survival.curves[cohort->class_number].waiting[cohort->bin]++;
+    cohorts->population[cohort->bin]++;
 }
 
 void kv_cohort_part(kv_cohorts *cohorts, uint32_t number, enum kv_parting how) {
     kv_cohort *cohort = &cohorts->cohorts[number];
     cohort->num_blocks--;
     cohorts->survival.curves[cohort->class_number].waiting[cohort->bin]--;
+    cohorts->population[cohort->bin]--;
     if (how != KV_PART_MOVED)
         kv_survival_end(&cohorts->survival, cohort->class_number, cohort->bin, how == KV_PART_ASKED);
     if (cohort->num_blocks > 0) return;

@@ -54,6 +54,7 @@ static int gittins_create(kv_index *index, uint32_t ghosts_max) {
     }
     ranks->now = START_TICK;
     ranks->epoch_ms = KV_NO_TIME;
+    kv_duel_create(&ranks->duel, ranks->now);
     kv_cohorts_set_now(&ranks->cohorts, ranks->now);
     ranks->cohorts.survival.weighed = ranks->cohorts.survival.next_pass = ranks->now;
     ranks->cohorts.survival.weight = 1;
@@ -228,8 +229,8 @@ static int is_lookup(const kv_ranks *ranks, uint32_t cohort, uint32_t ticks) {
 
 /* Is this the next piece of a prompt that was being put just now? Its lookup came before the first piece, and would have
  * been seen if it had found anything. */
-static int is_next_piece(const kv_ranks *ranks, const uint32_t *known, uint32_t num_known) {
-    if (num_known == 0) return 0;
+static int is_next_piece(const kv_ranks *ranks, const uint32_t *known, uint32_t num_known, uint32_t num_keys) {
+    if (num_known == 0 || num_known == num_keys) return 0; /* the same again is no piece, but missed as a whole */
     const kv_known *last = known_at(ranks, known[num_known - 1]);
     return last->ended && ranks->now - last->ended <= NEXT_TICKS && ranks->now != last->ended &&
            !ranks->cohorts.cohorts[last->cohort].is_lookup &&
@@ -243,6 +244,7 @@ static void move(kv_index *index, kv_run *run, uint32_t number, uint32_t id, enu
     const int listed = id != KV_NONE && is_listed(&index->records[id]);
     if (listed) unlist(index, id);
     const uint32_t left = block->cohort;
+    if (how == KV_PART_ASKED) kv_duel_count(&ranks->duel, ranks->cohorts.cohorts[left].bin, block->is_stored);
     if (how == KV_PART_ASKED && block->freq < FREQ_MAX) block->freq++;
     join_run(ranks, run, number);
     kv_cohort_part(&ranks->cohorts, left, how);
@@ -256,6 +258,7 @@ static void gittins_touched(kv_index *index, uint32_t deepest) {
     const uint32_t number = ++index->clock;
     set_now(index);
     kv_cohorts_tend(&ranks->cohorts);
+    kv_duel_begin(&ranks->duel, ranks->cohorts.population, ranks->num_attached);
     attach(index, deepest);
     kv_known *last = known_at(ranks, ranks->known_of[deepest]);
     const int again = ranks->known_of[deepest] && is_lookup(ranks, last->cohort, RETRY_TICKS);
@@ -269,6 +272,7 @@ static void gittins_touched(kv_index *index, uint32_t deepest) {
         if (known && !is_lookup(ranks, known_at(ranks, known)->cohort, RETRY_TICKS))
             move(index, &run, known, id, KV_PART_ASKED);
     }
+    kv_survival_be_cautious(&ranks->cohorts.survival, kv_duel_end(&ranks->duel, ranks->now));
 }
 
 static uint32_t *scratch_of(kv_ranks *ranks, uint32_t num) {
@@ -316,8 +320,9 @@ static void gittins_asked(kv_index *index, const kv_request *request) {
     if (known == NULL || request->num_keys == 0) return;
     set_now(index);
     kv_cohorts_tend(&ranks->cohorts);
+    kv_duel_begin(&ranks->duel, ranks->cohorts.population, ranks->num_attached);
     const uint32_t num_known = find_known(index, request, known);
-    const int is_piece = is_next_piece(ranks, known, num_known);
+    const int is_piece = is_next_piece(ranks, known, num_known, request->num_keys);
     kv_traits traits = {KV_PACE_UNKNOWN, request->num_keys - num_known, request->hint};
     if (num_known > 0) {
         const kv_known *last = known_at(ranks, known[num_known - 1]);
@@ -348,6 +353,7 @@ static void gittins_asked(kv_index *index, const kv_request *request) {
         }
         above = number;
     }
+    kv_survival_be_cautious(&ranks->cohorts.survival, kv_duel_end(&ranks->duel, ranks->now));
     if (above == 0) return;
     known_at(ranks, above)->ended = ranks->now;
     known_at(ranks, above)->pace_ds = traits.pace_ds;
