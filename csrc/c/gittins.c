@@ -204,12 +204,9 @@ static void attach(kv_index *index, uint32_t id) {
         join_run(ranks, &run, number);
     }
     if (known_at(ranks, number)->is_stored) return; /* keys are a caller's: two may have the same fingerprint */
-    const int listed = is_listed(&index->records[id]); /* among those that there was no room to know */
-    if (listed) unlist(index, id);
     known_at(ranks, number)->is_stored = 1;
     ranks->known_of[id] = number;
     ranks->num_attached++;
-    if (listed) list(index, id);
 }
 
 /* Time between the requests of a conversation: what was known at its end, and the gap since then. */

@@ -156,3 +156,30 @@ def test_leased_candidates_do_not_hide_the_others(policy: str) -> None:
     freed, _ = life.index.evict_near(10 * SLOT, False, 0)
     assert freed == 10 * SLOT
     assert life.index.check() == 0
+
+
+def test_a_candidate_that_gittins_had_no_room_to_know_keeps_its_place_when_there_is() -> None:
+    """All that may be remembered was asked for in this very moment: further blocks are stored without being known."""
+    index = Index(8, policy="gittins", ghosts_max=0)
+    index.set_namespace(NS, SLOT, 1)
+    leases = LeaseTable(index, 64)
+
+    def put(number: int) -> np.ndarray:
+        keys = np.frombuffer(Random(number).randbytes(32), dtype=np.uint8).reshape(1, 32)
+        _, plan, ids = index.plan(keys, 0)
+        index.begin(keys, 0, NS, plan, ids, np.zeros(1, dtype=np.uint32))
+        index.commit(ids, 0)
+        return keys
+
+    eviction.tend(index, 10_000)
+    for number in range(8):
+        put(number)
+    index.evict_near(8 * SLOT, False, 0)
+    later = [put(number) for number in range(8, 12)]
+    eviction.tend(index, 20_000)
+    for keys in reversed(later):
+        leases.acquire(keys).release()
+        index.drain()
+        assert index.check() == 0
+    freed, _ = index.evict_near(4 * SLOT, False, 0)
+    assert (freed, index.check()) == (4 * SLOT, 0)
