@@ -49,6 +49,11 @@ void kv_queues_destroy(kv_index *index) {
 
 /* ---- members ---- */
 
+static uint64_t now_ms_of(const kv_index *index) {
+    const uint64_t now_ms = atomic_load_explicit(&index->now_ms, memory_order_relaxed);
+    return now_ms == KV_NO_TIME ? 0 : now_ms;
+}
+
 static enum kv_tier tier_of(const kv_ranks *ranks, uint32_t id) { return ranks->marks[id] & FAR ? KV_FAR : KV_NEAR; }
 static int is_member(const kv_ranks *ranks, uint32_t id) { return (ranks->marks[id] & MEMBER) != 0; }
 static enum kv_tier real_tier(const kv_index *index, uint32_t id) {
@@ -65,7 +70,7 @@ void kv_member_set_uses(kv_ranks *ranks, uint32_t id, uint32_t uses) {
 int kv_member_is_held(const kv_index *index, uint32_t id) {
     const kv_ranks *ranks = index->ranks;
     return (index->records[id].flags & KV_HELD) && (int32_t)(index->links[id].access - ranks->held_from) >= 0 &&
-           atomic_load_explicit(&index->now_ms, memory_order_relaxed) < ranks->held_until_ms;
+           now_ms_of(index) < ranks->held_until_ms;
 }
 
 static kv_order *order_of(kv_ranks *ranks, uint32_t id) {
@@ -207,7 +212,7 @@ void kv_queues_covered(kv_index *index, uint32_t deepest) {
 
 void kv_queues_spared(kv_index *index, uint32_t id) {
     kv_ranks *ranks = index->ranks;
-    const uint64_t now_ms = atomic_load_explicit(&index->now_ms, memory_order_relaxed);
+    const uint64_t now_ms = now_ms_of(index);
     if (!is_member(ranks, id)) enter(index, id);
     index->links[id].access = ++index->clock;
     if (now_ms >= ranks->held_until_ms) {

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from simulate_helpers import demand_of, known_demand, request_of, tree_trace
 
+from bench import adversary
 from kvstore import simulate as module
 from kvstore._core import eviction
 from kvstore._core import index as core
@@ -105,6 +106,16 @@ def test_real_traces(name: str, of_opt: float, gains: dict[float, float]) -> Non
     assert all(ours >= lru - 0.003 for ours, lru in zip(hits["gittins"], hits["lru"], strict=True))
     for share, gain in gains.items():
         assert hits["gittins"][SHARES.index(share)] >= gain * hits["lru"][SHARES.index(share)]
+
+
+@pytest.mark.parametrize("name", adversary.WORKLOADS)
+def test_what_is_made_to_mislead_costs_little(name: str) -> None:
+    asked = adversary.trace(name, 1500)
+    for share in (0.03, 0.1):
+        num_blocks = blocks_of(share, asked.num_unique)
+        assert (
+            simulate(asked, "gittins", num_blocks).prefix_hit >= simulate(asked, "lru", num_blocks).prefix_hit - 0.003
+        )
 
 
 # ---- in an index ----
