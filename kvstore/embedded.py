@@ -129,6 +129,7 @@ def _assembled(config: Config, near: HostTier, far: Tier | None) -> EmbeddedStor
         leases_max=config.index.leases_max,
         pins_nbytes_max=config.policy.pins_nbytes_max,
         ttl_blocks_max=config.policy.ttl_blocks_max,
+        whatif_ghosts_max=config.policy.ghosts_max if config.policy.whatif else None,
     )
     return EmbeddedStore(
         index=index,

@@ -95,7 +95,9 @@ MAY_IMPORT: dict[str, set[str]] = {
         "policy",
         "tiers.base",
         "tiers.host",
+        "whatif",
     },
+    "whatif": {"_core.index", "_core.whatif", "policy"},
     "quota": {"policy", "space", "tiers.base"},
     "budget": {"policy"},
     "backlog": {"tiers.base"},
@@ -346,6 +348,7 @@ MAY_CIMPORT: dict[str, set[str]] = {
     "events": {"index", "records"},
     "clocked": {"lease", "records", "view"},
     "simulation": {"records"},
+    "whatif": {"index", "records"},
 }
 
 
