@@ -86,8 +86,8 @@ void kv_evict_drain(kv_index *index) {
             if (num_ids > 1) fetch_chains(index, ids, num_ids);
             for (uint32_t j = 0; j < num_ids; j++) {
                 if (!is_touchable(index, ids[j])) continue;
-                index->policy->touched(index, ids[j]);
                 if (index->tap != NULL) kv_tap_touched(index, ids[j]);
+                index->policy->touched(index, ids[j]);
             }
         }
         atomic_store_explicit(&shared->touch_tail, tail, memory_order_release);

@@ -277,8 +277,8 @@ static const uint32_t *appraise(kv_put *put, const kv_wish *wish, const kv_grant
     const kv_request request = {wish->keys, grant->plan, grant->ids, wish->num_keys, wish->hint};
     if (!(wish->flags & KV_AGAIN) && wish->shard == 0) {
         if (index->policy->asked != NULL || index->tap != NULL) kv_evict_drain(index); /* its lookup comes first */
-        if (index->policy->asked != NULL) index->policy->asked(index, &request);
         if (index->tap != NULL) kv_tap_asked(index, wish->ns, &request);
+        if (index->policy->asked != NULL) index->policy->asked(index, &request);
     }
     if (index->policy->appraise == NULL || grant->num_wanted == 0 || wish->hint.priority > 0) return NULL;
     if (!reserve_appraisal(put, grant->num_wanted)) return NULL;

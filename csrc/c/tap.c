@@ -7,7 +7,6 @@
 #define ENDS 4096u        /* of chains that are looked for */
 #define SAME_MS 120000u   /* a reservation so long after a lookup may belong to it */
 #define NEXT_MS 5000u     /* prompts are put piece by piece, as they are computed */
-#define RETRY_MS 1000u    /* a lookup so soon after another may be the same one */
 #define HEADER_WORDS (sizeof(kv_tapped) / 8)
 
 int kv_tap_create(kv_tap *tap) {
@@ -118,57 +117,65 @@ int kv_tap_take(kv_tap *tap, kv_tapped *request, uint64_t *homes) {
 
 static uint64_t now_of(const kv_index *index) { return atomic_load_explicit(&index->now_ms, memory_order_relaxed); }
 
+static uint32_t kind_of(const kv_index *index, uint32_t id) {
+    const uint32_t log = 31 - (uint32_t)__builtin_clz((index->clock - index->links[id].access) | 1);
+    return log < 4 ? 0 : log / 2 - 1 < KV_TAP_ABSENT ? log / 2 - 1 : KV_TAP_ABSENT - 1;
+}
+
+static void hear(kv_draft *draft, kv_tapped *request, uint64_t home, uint32_t kind, int is_new) {
+    request->num_of[kind] += is_new != 0;
+    if (home < draft->tap->threshold) add_home(draft, (home & ~(uint64_t)(KV_TAP_KINDS - 1)) | kind);
+}
+
 static uint64_t home_at(const kv_index *index, const kv_request *request, uint32_t at) {
     return kv_home(index, request->keys + (size_t)at * KV_KEY_NBYTES);
 }
 
+static kv_tapped tapped_of(kv_index *index, uint16_t ns, const kv_hint *hint) {
+    return (kv_tapped){.time_ms = now_of(index),
+                       .slot_nbytes = index->namespaces[ns].slot_nbytes,
+                       .number = next_number(index->tap),
+                       .hint = *hint,
+                       .ns = ns};
+}
+
 void kv_tap_asked(kv_index *index, uint16_t ns, const kv_request *request) {
     kv_tap *tap = index->tap;
-    const uint64_t now_ms = now_of(index);
     uint32_t num_hit = 0, num_there = 0; /* leading ones that are stored, and also those that are just being written */
     if (request->num_keys == 0) return;
     while (num_hit < request->num_keys && request->plan[num_hit] == KV_PRESENT) num_hit++;
     for (num_there = num_hit; num_there < request->num_keys && request->plan[num_there] != KV_WANTED;) num_there++;
-    kv_tapped tapped = {.time_ms = now_ms, .number = next_number(tap), .num_blocks = request->num_keys};
-    tapped.num_hit = num_hit;
-    tapped.slot_nbytes = index->namespaces[ns].slot_nbytes;
-    tapped.hint = request->hint;
-    tapped.ns = ns;
-    if (num_hit > 0) tapped.continues = take_end(tap, home_at(index, request, num_hit - 1), 1, now_ms, SAME_MS);
-    if (tapped.continues == 0 && num_there > 0)
-        tapped.continues = take_end(tap, home_at(index, request, num_there - 1), 0, now_ms, NEXT_MS);
-    kv_draft draft = draft_of(tap);
-    uint64_t home = 0;
-    for (uint32_t i = 0; i < request->num_keys; i++) {
-        home = home_at(index, request, i);
-        if (home >= tap->threshold) continue;
-        add_home(&draft, home);
-        tapped.num_sampled_hit += i < num_hit;
+    kv_tapped tapped = tapped_of(index, ns, &request->hint);
+    uint32_t first_new = num_hit;
+    if (num_hit > 0)
+        tapped.continues = take_end(tap, home_at(index, request, num_hit - 1), 1, tapped.time_ms, SAME_MS);
+    if (tapped.continues == 0 && num_there > 0) {
+        tapped.continues = take_end(tap, home_at(index, request, num_there - 1), 0, tapped.time_ms, NEXT_MS);
+        first_new = tapped.continues ? num_there : 0;
     }
-    note_end(tap, home, 0, now_ms, tapped.number);
+    kv_draft draft = draft_of(tap);
+    for (uint32_t i = 0; i < request->num_keys; i++) {
+        const uint32_t kind = i < num_hit ? kind_of(index, request->ids[i]) : KV_TAP_ABSENT;
+        hear(&draft, &tapped, home_at(index, request, i), kind, i >= first_new);
+    }
+    note_end(tap, home_at(index, request, request->num_keys - 1), 0, tapped.time_ms, tapped.number);
     publish(&draft, &tapped);
+}
+
+static uint64_t home_of(const kv_index *index, uint32_t id) {
+    uint8_t key[KV_KEY_NBYTES];
+    kv_record_key(&index->records[id], key);
+    return kv_home(index, key);
 }
 
 void kv_tap_touched(kv_index *index, uint32_t deepest) {
     kv_tap *tap = index->tap;
-    const uint64_t now_ms = now_of(index);
-    const uint16_t ns = index->records[deepest].ns;
-    uint8_t key[KV_KEY_NBYTES];
-    kv_record_key(&index->records[deepest], key);
-    const uint64_t last = kv_home(index, key);
-    if (latest(tap, last, 1, now_ms, RETRY_MS)) return;
-    kv_tapped tapped = {.time_ms = now_ms, .number = next_number(tap), .hint = KV_NO_HINT, .is_lookup = 1};
-    tapped.slot_nbytes = index->namespaces[ns].slot_nbytes;
-    tapped.ns = ns;
+    const uint64_t end = home_of(index, deepest);
+    kv_tapped tapped = tapped_of(index, index->records[deepest].ns, &KV_NO_HINT);
+    tapped.is_lookup = 1;
     kv_draft draft = draft_of(tap);
-    for (uint32_t id = deepest; id != KV_NONE; id = index->records[id].parent) {
-        kv_record_key(&index->records[id], key);
-        const uint64_t home = kv_home(index, key);
-        tapped.num_blocks++;
-        if (home < tap->threshold) add_home(&draft, home);
-    }
-    tapped.num_hit = tapped.num_blocks;
-    tapped.num_sampled_hit = draft.num;
-    note_end(tap, last, 1, now_ms, tapped.number);
+    for (uint32_t id = deepest; id != KV_NONE; id = index->records[id].parent)
+        hear(&draft, &tapped, home_of(index, id), kind_of(index, id), 1);
+    note_end(tap, end, 1, tapped.time_ms, tapped.number);
     publish(&draft, &tapped);
 }

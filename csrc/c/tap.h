@@ -1,12 +1,14 @@
 /* A tap: what a store is asked for, for whoever wants to know what another store would have made of it (whatif.h).
  *
  * Whole chains pass two points of the core, both under the index's lock: a reservation names all blocks of a prompt, and
- * a touch the deepest block that a lookup found. Of each the tap keeps how many blocks were asked for and how many of the
- * leading ones were there, and of the blocks themselves a sample: those whose keyed hash is below a threshold, so that a
- * block is always in it or never (spatial sampling: Waldspurger et al., SHARDS, 2015). What is left of a chain is a chain.
+ * a touch the deepest block that a lookup found. Of each the tap keeps how many blocks were asked for, how many of the
+ * leading ones were there and how long ago these were used before (kinds), and of the blocks themselves a sample: those
+ * whose keyed hash is below a threshold, so that a block is always in it or never (spatial sampling: Waldspurger et al.,
+ * SHARDS, 2015). What is left of a chain is a chain.
  *
  * A prompt may come as a lookup and a reservation, or as several reservations, each a piece longer: then the later one
- * says which it continues. The ring is bounded: what does not fit is counted and forgotten, nobody waits.
+ * says which it continues, and what it adds was not there. The ring is bounded: what does not fit is counted and
+ * forgotten, nobody waits.
  */
 #ifndef KV_TAP_H
 #define KV_TAP_H
@@ -16,17 +18,18 @@
 
 #define KV_TAP_WORDS (1u << 16)    /* of the ring: half a MiB */
 #define KV_TAP_CHAIN_MAX (1u << 13) /* sampled blocks of one request */
-#define KV_TAP_PASTS 4096u         /* requests that may still be continued */
+#define KV_TAP_PASTS 4096u          /* requests that may still be continued */
+#define KV_TAP_KINDS 8             /* blocks that were there, by accesses since their last one: below 16, 64, ... 4^7, */
+#define KV_TAP_ABSENT 7            /* or more; and blocks that were not there */
 
 typedef struct {
     uint64_t time_ms, slot_nbytes;
     uint32_t number, continues;            /* 0: it is the first of its prompt */
-    uint32_t num_blocks, num_hit;          /* asked for, and of these leading ones that were there, whatever the tier */
-    uint32_t num_sampled, num_sampled_hit; /* of these in the sample */
-    kv_hint hint;
+    uint32_t num_of[KV_TAP_KINDS];         /* blocks that were asked for, without those of what it continues */
+    uint32_t num_sampled;                  /* in the sample, with those */
     uint16_t ns;
     uint16_t is_lookup;
-    uint32_t reserved;
+    kv_hint hint;
 } kv_tapped;
 _Static_assert(sizeof(kv_tapped) % 8 == 0, "it is copied into the ring as words");
 
@@ -55,11 +58,13 @@ void kv_tap_destroy(kv_tap *tap);
 /* From now on this index is tapped at this threshold, and what was not read yet is forgotten; with NULL it is not. The
  * reader holds still. */
 void kv_tap_set(kv_index *index, kv_tap *tap, uint64_t threshold);
-/* The index's: a reservation that was told to the policy; a lookup that ended with `deepest`. */
+/* The index's: a reservation, once for each request; a lookup that ended with `deepest`. */
 void kv_tap_asked(kv_index *index, uint16_t ns, const kv_request *request);
+/* Before the policy hears of it: it still knows when the blocks were used last. */
 void kv_tap_touched(kv_index *index, uint32_t deepest);
-/* The next request, and the hashes of its sampled blocks, first block first (room for KV_TAP_CHAIN_MAX). 0: there is
- * none. One reader at a time. */
+/* The next request, and its sampled blocks, first block first (room for KV_TAP_CHAIN_MAX): their hashes, in the lowest
+ * bits the kind. 0: there is none. One reader at a time. */
 int kv_tap_take(kv_tap *tap, kv_tapped *request, uint64_t *homes);
+static inline uint32_t kv_tap_kind(uint64_t home) { return home % KV_TAP_KINDS; }
 
 #endif

@@ -28,8 +28,9 @@ int kv_whatif_create(kv_whatif *whatif, kv_index *index, uint32_t ghosts_max) {
     whatif->block_tokens = calloc(KV_NAMESPACES_MAX + 1, sizeof(uint32_t));
     whatif->homes = malloc(KV_TAP_CHAIN_MAX * sizeof(uint64_t));
     whatif->keys = malloc((size_t)KV_TAP_CHAIN_MAX * KV_KEY_NBYTES);
-    if (kv_tap_create(&whatif->tap) == 0 && whatif->pasts && whatif->block_tokens && whatif->homes && whatif->keys)
-        return 0;
+    whatif->kinds = malloc(KV_TAP_CHAIN_MAX);
+    const int made = whatif->pasts && whatif->block_tokens && whatif->homes && whatif->keys && whatif->kinds;
+    if (kv_tap_create(&whatif->tap) == 0 && made) return 0;
     kv_whatif_destroy(whatif);
     return -ENOMEM;
 }
@@ -48,6 +49,7 @@ void kv_whatif_destroy(kv_whatif *whatif) {
     free(whatif->block_tokens);
     free(whatif->homes);
     free(whatif->keys);
+    free(whatif->kinds);
     pthread_mutex_destroy(&whatif->lock);
     whatif->index = NULL;
 }
@@ -128,41 +130,26 @@ static double weigh(kv_whatif *whatif, uint64_t now_ms) {
     return 1;
 }
 
-/* What `now` says beyond `before`, a part of the same request. */
-static void add(kv_whatif_sums *sums, const kv_whatif_part *now, const kv_whatif_part *before, double weight) {
-    const uint32_t had[2] = {now->num_had, before->num_had};
-    sums->num_had += weight * ((double)had[0] - had[1]);
-    sums->num_had_not +=
-        weight * (((double)now->num_sampled - had[0]) - ((double)before->num_sampled - had[1]));
-    for (int size = 0; size < KV_WHATIF_SIZES; size++) {
-        const uint32_t hits[2] = {now->hits[size], before->hits[size]};
-        const uint32_t both[2] = {hits[0] < had[0] ? hits[0] : had[0], hits[1] < had[1] ? hits[1] : had[1]};
-        sums->hits_of_had[size] += weight * ((double)both[0] - both[1]);
-        sums->hits_of_had_not[size] += weight * (((double)hits[0] - both[0]) - ((double)hits[1] - both[1]));
+static void add_request(kv_whatif_sums *sums, const kv_tapped *request, uint32_t block_tokens, double weight) {
+    double num_blocks = 0;
+    for (int kind = 0; kind < KV_TAP_KINDS; kind++) {
+        sums->num_of[kind] += weight * request->num_of[kind];
+        num_blocks += weight * request->num_of[kind];
     }
+    sums->num_requests += request->continues ? 0 : weight;
+    sums->num_tokens += num_blocks * block_tokens;
+    sums->num_nbytes += num_blocks * (double)request->slot_nbytes;
 }
 
-static void add_all(kv_whatif_sums *sums, const kv_tapped *request, const kv_whatif_past *now,
-                    const kv_whatif_past *before, uint32_t block_tokens, double weight) {
-    const double num_new = weight * ((double)now->num_blocks - before->num_blocks);
-    sums->num_requests += before->number ? 0 : weight;
-    sums->num_blocks += num_new;
-    sums->num_hit += weight * ((double)now->num_hit - before->num_hit);
-    sums->num_tokens += num_new * block_tokens;
-    sums->num_nbytes += num_new * (double)request->slot_nbytes;
-}
-
-/* The sample of a tier out of what was tapped: keys made of the hashes. Returns how many; `*num_had` of them lead among
- * what the store had. */
-static uint32_t sample(kv_whatif *whatif, const kv_whatif_tier *tier, const kv_tapped *request, uint32_t *num_had) {
+/* The sample of a tier out of what was tapped, as keys made of the hashes, with the kinds of its blocks. */
+static uint32_t sample(kv_whatif *whatif, const kv_whatif_tier *tier, const kv_tapped *request) {
     uint32_t num = 0;
-    *num_had = 0;
     for (uint32_t i = 0; i < request->num_sampled; i++) {
-        const uint64_t home = whatif->homes[i];
-        if (home >= tier->threshold) continue;
-        const uint64_t words[KV_KEY_WORDS] = {home, home * 0x9e3779b97f4a7c15ULL};
-        memcpy(whatif->keys + (size_t)num++ * KV_KEY_NBYTES, words, sizeof words);
-        *num_had += i < request->num_sampled_hit;
+        const uint64_t home = whatif->homes[i], unique = home - kv_tap_kind(home);
+        if (unique >= tier->threshold) continue;
+        const uint64_t words[KV_KEY_WORDS] = {unique, unique * 0x9e3779b97f4a7c15ULL};
+        memcpy(whatif->keys + (size_t)num * KV_KEY_NBYTES, words, sizeof words);
+        whatif->kinds[num++] = (uint8_t)kv_tap_kind(home);
     }
     return num;
 }
@@ -174,24 +161,27 @@ static uint32_t hits_of(kv_whatif *whatif, kv_simulation *store, const kv_simula
     return outcome.prefix;
 }
 
-/* A chain that was hit as far as it went before goes on being hit; one that was broken stays so, whatever was put since. */
-static uint32_t going_on(uint32_t hits, uint32_t hits_before, uint32_t num_before) {
-    return hits_before < num_before ? hits_before : hits;
-}
-
-static void play_tier(kv_whatif *whatif, kv_whatif_tier *tier, const kv_tapped *tapped, const kv_whatif_past *before,
-                      const kv_whatif_part *earlier, kv_whatif_part *part) {
-    kv_simulation_request request = {.keys = whatif->keys, .ns = tapped->ns, .num_told = earlier->num_sampled};
-    request.num_keys = sample(whatif, tier, tapped, &part->num_had);
+static void play_tier(kv_whatif *whatif, int number, const kv_tapped *tapped, const kv_whatif_past *before,
+                      kv_whatif_past *now, double weight) {
+    kv_whatif_tier *tier = &whatif->tiers[number];
+    const uint32_t first = before->num_sampled[number];
+    kv_simulation_request request = {.keys = whatif->keys, .ns = tapped->ns, .num_told = first, .hint = tapped->hint};
+    request.num_keys = sample(whatif, tier, tapped);
     request.now_ms = tapped->time_ms;
     request.slot_nbytes = shifted_slot(tier, tapped->slot_nbytes);
-    request.hint = tapped->hint;
-    part->num_sampled = request.num_keys;
-    if (before->num_hit < before->num_blocks) part->num_had = earlier->num_had;
+    now->num_sampled[number] = request.num_keys;
+    for (uint32_t i = first; i < request.num_keys; i++) {
+        tier->recent.sampled_of[whatif->kinds[i]] += weight;
+        tier->ever.sampled_of[whatif->kinds[i]] += 1;
+    }
     for (int size = 0; size < KV_WHATIF_SIZES; size++) {
         uint32_t hits = 0;
         if (request.num_keys > 0) hits = hits_of(whatif, &tier->stores[size], &request, tapped->is_lookup);
-        part->hits[size] = going_on(hits, earlier->hits[size], earlier->num_sampled);
+        now->is_broken[number][size] = before->is_broken[number][size] || hits < request.num_keys;
+        for (uint32_t i = first; i < hits && !before->is_broken[number][size]; i++) {
+            tier->recent.hits_of[size][whatif->kinds[i]] += weight;
+            tier->ever.hits_of[size][whatif->kinds[i]] += 1;
+        }
     }
 }
 
@@ -200,18 +190,15 @@ static void play(kv_whatif *whatif, const kv_tapped *tapped) {
     const kv_whatif_past *before = &whatif->pasts[tapped->continues % KV_TAP_PASTS];
     if (tapped->continues == 0 || before->number != tapped->continues) before = &nothing;
     const double weight = weigh(whatif, tapped->time_ms);
-    kv_whatif_past now = {.number = tapped->number, .num_blocks = tapped->num_blocks};
-    now.num_hit = going_on(tapped->num_hit, before->num_hit, before->num_blocks);
+    const uint32_t tokens = whatif->block_tokens[tapped->ns];
+    kv_whatif_past now = {.number = tapped->number};
     for (int number = 0; number < KV_WHATIF_TIERS; number++) {
         kv_whatif_tier *tier = &whatif->tiers[number];
         if (!tier->is_on) continue;
         if (tier->since_ms > tapped->time_ms) tier->since_ms = tapped->time_ms;
-        play_tier(whatif, tier, tapped, before, &before->parts[number], &now.parts[number]);
-        const uint32_t tokens = whatif->block_tokens[tapped->ns];
-        add(&tier->recent, &now.parts[number], &before->parts[number], weight);
-        add_all(&tier->recent, tapped, &now, before, tokens, weight);
-        add(&tier->ever, &now.parts[number], &before->parts[number], 1);
-        add_all(&tier->ever, tapped, &now, before, tokens, 1);
+        add_request(&tier->recent, tapped, tokens, weight);
+        add_request(&tier->ever, tapped, tokens, 1);
+        play_tier(whatif, number, tapped, before, &now, weight);
     }
     whatif->pasts[now.number % KV_TAP_PASTS] = now;
 }
@@ -228,15 +215,21 @@ int kv_whatif_play(kv_whatif *whatif, uint32_t most) {
 
 /* ---- figures ---- */
 
+static double blocks_of(const kv_whatif_sums *sums) {
+    double num = 0;
+    for (int kind = 0; kind < KV_TAP_KINDS; kind++) num += sums->num_of[kind];
+    return num;
+}
+
 static double ratio_of(const kv_whatif_sums *sums, int size) {
-    const double had_not = sums->num_blocks - sums->num_hit;
+    const double num_blocks = blocks_of(sums);
     double hits = 0;
-    if (!(sums->num_blocks > 0)) return 0;
-    if (sums->num_had > 0) hits += sums->num_hit * sums->hits_of_had[size] / sums->num_had;
-    else hits += sums->num_hit; /* nothing of it was in the sample: what the store has is a hit as a rule */
-    if (sums->num_had_not > 0) hits += had_not * sums->hits_of_had_not[size] / sums->num_had_not;
-    const double ratio = hits / sums->num_blocks;
-    return ratio < 0 ? 0 : ratio > 1 ? 1 : ratio;
+    for (int kind = 0; kind < KV_TAP_KINDS; kind++) {
+        /* Of a kind that is not in the sample a store has as a rule what the store itself has. */
+        const double sampled = sums->sampled_of[kind], share = kind == KV_TAP_ABSENT ? 0 : 1;
+        hits += sums->num_of[kind] * (sampled > 0 ? sums->hits_of[size][kind] / sampled : share);
+    }
+    return num_blocks > 0 ? hits / num_blocks : 0;
 }
 
 static double full_of(const kv_simulation *store) {
@@ -255,7 +248,7 @@ void kv_whatif_describe(kv_whatif *whatif, int number, uint64_t now_ms, kv_whati
                                                   .full = full_of(&tier->stores[size])};
     figures->share = tier->share;
     figures->num_requests = tier->ever.num_requests;
-    if (tier->recent.num_blocks > 0) figures->slot_nbytes = tier->recent.num_nbytes / tier->recent.num_blocks;
+    if (blocks_of(&tier->recent) > 0) figures->slot_nbytes = tier->recent.num_nbytes / blocks_of(&tier->recent);
     if (now_ms <= tier->since_ms) return;
     /* A steady stream of one a second, half of it forgotten each HALF_LIFE_MS, sums up to so much by now. */
     const double age = (double)(now_ms - tier->since_ms) / HALF_LIFE_MS;

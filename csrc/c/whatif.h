@@ -2,10 +2,10 @@
  *
  * Each tier has small stores without bytes (simulation.h), one for each size that is asked about, under the policy of the
  * store itself. They play the requests that a tap heard, but only a sample of the blocks, in a capacity that is as much
- * smaller. How many blocks the store itself was asked for and had is known of all of them; so what is estimated is only
- * the share of hits of a size among the blocks that the store had, and among those that it had not, each from the sample
- * (post-stratification). A prompt that everybody sends is a few blocks and may be missing from the sample: it is a hit at
- * any size, and this way it counts.
+ * smaller. How many blocks of each kind the store itself was asked for (those that it had, by how long they were unused,
+ * and those that it had not) is known of all of them; so what is estimated is only the share of hits of a size in each
+ * kind, from the sample (post-stratification). A prompt that everybody sends is a few blocks and may be missing from the
+ * sample: it is of a kind that is hit at any size, and this way it counts.
  *
  * Everything runs outside of the index's lock, under a lock of its own.
  */
@@ -20,11 +20,10 @@
 #define KV_WHATIF_BLOCKS 4096u      /* a tier as it is has room for so many sampled blocks, or is played as a whole */
 #define KV_WHATIF_GHOSTS (1u << 15) /* not stored blocks that each of its stores remembers */
 
-/* Sums over requests. `num_had`: sampled blocks that the store itself had, `num_had_not`: and had not; `hits_of_*` those
- * of them that were hits at each size. */
+/* Sums over requests: all blocks of each kind, those in the sample, and of these the hits at each size. */
 typedef struct {
-    double num_requests, num_blocks, num_hit, num_tokens, num_nbytes;
-    double num_had, num_had_not, hits_of_had[KV_WHATIF_SIZES], hits_of_had_not[KV_WHATIF_SIZES];
+    double num_requests, num_tokens, num_nbytes;
+    double num_of[KV_TAP_KINDS], sampled_of[KV_TAP_KINDS], hits_of[KV_WHATIF_SIZES][KV_TAP_KINDS];
 } kv_whatif_sums;
 
 typedef struct {
@@ -37,14 +36,11 @@ typedef struct {
     uint64_t since_ms; /* its first request; UINT64_MAX before it */
 } kv_whatif_tier;
 
-/* What came of a request, in case that the next one continues it. */
+/* What came of a request, in case that the next one continues it. A chain that was hit as far as it went goes on being
+ * hit; one that was broken stays so, whatever was put since. */
 typedef struct {
-    uint32_t num_had, num_sampled, hits[KV_WHATIF_SIZES];
-} kv_whatif_part;
-
-typedef struct {
-    uint32_t number, num_blocks, num_hit;
-    kv_whatif_part parts[KV_WHATIF_TIERS];
+    uint32_t number, num_sampled[KV_WHATIF_TIERS];
+    uint8_t is_broken[KV_WHATIF_TIERS][KV_WHATIF_SIZES];
 } kv_whatif_past;
 
 typedef struct {
@@ -56,7 +52,7 @@ typedef struct {
     kv_whatif_past *pasts;  /* by number of the request */
     uint32_t *block_tokens; /* by namespace */
     uint64_t *homes;        /* of one request, */
-    uint8_t *keys;          /* and the keys of one tier's sample of it */
+    uint8_t *keys, *kinds;  /* and keys and kinds of one tier's sample of it */
     uint64_t weighed_ms;    /* when recent sums were in units of 1 */
     uint64_t num_refused;   /* requests that one of the stores refused: none should be */
 } kv_whatif;
