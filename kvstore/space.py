@@ -75,7 +75,7 @@ class Space:
         now_ms = self.policy_ms()
         eviction.tend(self.index, now_ms)
         if self.whatif is not None:
-            far_nbytes = self.far.usage().capacity_nbytes if self.far is not None else None
+            far_nbytes = self.far.usage().capacity_nbytes if self.far is not None else 0
             self.whatif.fit(self.limits.near_nbytes, far_nbytes, now_ms)
 
     def rest(self) -> None:

@@ -257,6 +257,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "caller": {"handle", "hint", "lease", "workload"},
     "timed": {"config", "embedded", "store"},
     "replay": {"_core.eviction", "caller", "handle", "hint", "policy", "store", "timed", "trace", "workload"},
+    "advice": set(),
     "simulate": {"_core.simulation", "policy", "trace"},
     "demo": {
         *("_core.arena", "caller", "config", "handle", "hashing", "namespace", "space", "store"),
@@ -289,6 +290,7 @@ MAY_IMPORT: dict[str, set[str]] = {
             "logs",
             "namespace",
         ),
+        "advice",
         *("rates", "replay", "simulate", "space", "store", "timed", "tiers.disk", "tiers.findings", "tiers.inspection"),
         *("trace", "workload"),
     },

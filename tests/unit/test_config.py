@@ -93,6 +93,7 @@ def test_every_setting_can_be_given_in_every_way(tmp_path: Path, monkeypatch: py
             "disk_chance_min": 0.5,
             "pins_nbytes_max": 8,
             "ttl_blocks_max": 9,
+            "whatif": False,
         },
         "serve": {
             "socket": str(tmp_path / "socket"),
