@@ -74,6 +74,9 @@ class Space:
         self.index.drain()
         now_ms = self.policy_ms()
         eviction.tend(self.index, now_ms)
+        self._fit_whatif(now_ms)
+
+    def _fit_whatif(self, now_ms: int) -> None:
         if self.whatif is not None:
             far_nbytes = self.far.usage().capacity_nbytes if self.far is not None else 0
             self.whatif.fit(self.limits.near_nbytes, far_nbytes, now_ms)
@@ -106,6 +109,7 @@ class Space:
         self.index.set_namespace(ns, sizes.slot_nbytes, shards, spare)
         if self.whatif is not None:
             self.whatif.define(ns, sizes.slot_nbytes, sizes.block_tokens)
+            self._fit_whatif(self.policy_ms())  # before its first request
 
     @property
     def near_used_nbytes(self) -> int:

@@ -74,8 +74,13 @@ def test_operations_explains_every_statistic() -> None:
         found = {re.sub(r"^namespaces\.m\.", "namespaces.NAME.", path) for path in paths(store.stats())}
     _, _, text = (ROOT / "docs" / "operations.md").read_text().partition("## What stats() reports")
     named = set(
-        re.findall(r"^\| `((?:lookups|traffic|tiers|index|mover|policy|namespaces)\.[\w.]+)` \|", text, re.MULTILINE)
+        re.findall(
+            r"^\| `((?:lookups|traffic|tiers|index|mover|policy|whatif|shadow|namespaces)\.[\w.]+)` \|",
+            text,
+            re.MULTILINE,
+        )
     )
+    found = {re.sub(r"^whatif\.(host|disk)\.(0\.5|[1248])x\.", "whatif.TIER.SIZE.", path) for path in found}
     general = {re.sub(r"^tiers\.(host|disk)\.", "tiers.*.", path) for path in found}
     named = {re.sub(r"^tiers\.(TIER|host|disk)\.", "tiers.*.", path) for path in named}
     assert named == general
