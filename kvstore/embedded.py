@@ -143,6 +143,7 @@ def _assembled(config: Config, near: HostTier, far: Tier | None) -> EmbeddedStor
         pins_nbytes_max=config.policy.pins_nbytes_max,
         ttl_blocks_max=config.policy.ttl_blocks_max,
         prefill_tokens_per_s=config.mover.prefill_tokens_per_s,
+        whatif_ghosts_max=config.policy.ghosts_max if config.policy.whatif else None,
     )
     return EmbeddedStore(
         index=index,

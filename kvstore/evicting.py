@@ -40,3 +40,4 @@ class Policy(Section):
     ttl_blocks_max: int = Field(
         default=1 << 20, ge=0, le=1 << 26, description="Blocks of chains with a time to live; further ones get none."
     )
+    whatif: bool = Field(default=True, description="Whether hit ratios at other sizes of the tiers are found (advise).")

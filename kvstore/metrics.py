@@ -32,10 +32,12 @@ COUNTERS = frozenset(
         *("traffic.put_nbytes", "traffic.got_nbytes", "index.hints", "policy.ttl_ignored", "policy.expired_blocks"),
         *("mover.write_nbytes", "mover.write_us", "mover.read_nbytes", "mover.read_us"),
         *("trace.calls", "trace.dropped_calls", "trace.requests"),
+        *("shadow.requests", "shadow.dropped_requests"),
         *("service.calls", "service.refused", "service.sent_nbytes", "service.received_nbytes"),
     }
 )
-LABELS = {"tiers": "tier", "namespaces": "namespace"}  # sections with one row for each name
+# Sections with one row for each name, or for each name and each in it.
+LABELS = {"tiers": ("tier",), "namespaces": ("namespace",), "whatif": ("tier", "size")}
 
 
 class Metrics:
@@ -69,17 +71,21 @@ class Metrics:
 
 
 def _families(section: str, values: Mapping[str, Any]) -> Iterator[Metric]:
-    label = LABELS.get(section)
-    if label is None:
-        for name, value in values.items():
-            if isinstance(value, (int, float)):
-                yield _family(section, name, (), [((), value)])
-        return
-    names = dict.fromkeys(name for row in values.values() for name in row)
-    for name in names:
-        rows = [((title,), row[name]) for title, row in values.items() if isinstance(row.get(name), (int, float))]
+    labels = LABELS.get(section, ())
+    found = list(_rows(values, len(labels)))
+    for name in dict.fromkeys(name for _, row in found for name in row):
+        rows = [(titles, row[name]) for titles, row in found if isinstance(row.get(name), (int, float))]
         if rows:
-            yield _family(section, name, (label,), rows)
+            yield _family(section, name, labels, rows)
+
+
+def _rows(values: Mapping[str, Any], depth: int) -> Iterator[tuple[tuple[str, ...], Mapping[str, Any]]]:
+    if depth == 0:
+        yield (), values
+        return
+    for title, inner in values.items():
+        for titles, row in _rows(inner, depth - 1):
+            yield (title, *titles), row
 
 
 def _family(section: str, name: str, labels: tuple[str, ...], rows: Sequence[tuple[tuple[str, ...], float]]) -> Metric:

@@ -15,6 +15,8 @@ FULL_BLOCKS_ONLY = frozenset({"gittins"})
 PROBE_US = 10_000_000  # a path that was worth no load, and carried nothing for so long, is looked at again
 STALE_WEIGHT = 0.01  # what the measurements before such a pause still weigh after it
 RATE_HALF_US = 60_000_000  # what was computed so long ago weighs half
+WHATIF_FACTORS = {"0.5x": 0.5, "1x": 1.0, "2x": 2.0, "4x": 4.0, "8x": 8.0}  # sizes of a tier that are asked about
+WHATIF_OWN = 1  # number of the size that it has
 SPARE_SHARE = 1024  # the spare slots of a tier are at most this part of it, so that small stores stay exact
 
 
@@ -23,6 +25,22 @@ def spare_nbytes(capacity_nbytes: int, slot_nbytes: int) -> int:
     and 1/1024 of the tier, in whole slots."""
     slots = min(BATCH_BLOCKS, capacity_nbytes // SPARE_SHARE // slot_nbytes)
     return slots * slot_nbytes
+
+
+def whatif_memory(near_nbytes: int) -> tuple[int, ...]:
+    """Sizes of memory that are asked about."""
+    return tuple(int(near_nbytes * factor) for factor in WHATIF_FACTORS.values())
+
+
+def whatif_disk(near_nbytes: int, far_nbytes: int) -> tuple[int, ...]:
+    """What memory and disk hold together at the sizes of the disk that are asked about: blocks in memory have a copy on
+    disk, so it is what the larger of them holds."""
+    return tuple(max(near_nbytes, int(far_nbytes * factor)) for factor in WHATIF_FACTORS.values())
+
+
+def whatif_is_off(begun_slot_nbytes: int, slot_nbytes: int) -> bool:
+    """Are blocks so much smaller or larger than a sample was made for that another should be taken?"""
+    return not begun_slot_nbytes / 2 <= slot_nbytes <= begun_slot_nbytes * 4
 
 
 def read_blocks(slot_nbytes: int) -> int:

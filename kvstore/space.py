@@ -17,6 +17,7 @@ from kvstore._core.put import PutPath
 from kvstore.clock import Clock
 from kvstore.tiers.base import PLACE_NBYTES, Places, Tier
 from kvstore.tiers.host import HostTier
+from kvstore.whatif import DISK, MEMORY, WhatIf, nothing
 
 NEAR, FAR = 0, 1
 
@@ -36,6 +37,7 @@ class Limits:
     pins_nbytes_max: int = 0  # 0: a tenth of near_nbytes
     ttl_blocks_max: int = 1 << 20
     prefill_tokens_per_s: int = 0  # 0: not known
+    whatif_ghosts_max: int | None = None  # blocks that the policy remembers; None: nothing is played at other sizes
     batches: policy.WriteBack = field(default_factory=policy.WriteBack)
 
 
@@ -64,17 +66,36 @@ class Space:
         self._far_full = False  # and nothing there can go: every block is near too, or leased
         self.carrying_nbytes = 0  # of far places that a carry fills while the old copy still counts
         self.policy_ms: Callable[[], int] = lambda: clock.now_us() // 1000  # the eviction policy's time
+        ghosts_max = limits.whatif_ghosts_max
+        self.whatif = WhatIf(index, ghosts_max) if ghosts_max is not None else None
         self.is_resting = False  # nothing new is asked of the far tier: it is leaving, or has just come
 
     def tend(self) -> None:
         """Bring touches into the order, and let the policy do a piece of what can wait."""
         self.index.drain()
-        eviction.tend(self.index, self.policy_ms())
+        now_ms = self.policy_ms()
+        eviction.tend(self.index, now_ms)
+        self._fit_whatif(now_ms)
+
+    def _fit_whatif(self, now_ms: int) -> None:
+        if self.whatif is not None:
+            far_nbytes = self.far.usage().capacity_nbytes if self.far is not None else 0
+            self.whatif.fit(self.limits.near_nbytes, far_nbytes, now_ms)
+
+    def rest(self) -> None:
+        """What needs no lock: play a piece of what was asked for at other sizes."""
+        if self.whatif is not None:
+            self.whatif.play()
 
     def policy_stats(self) -> dict[str, Any]:
         """The eviction policy: what it remembers, and what it kept out."""
         kept_out = {"bypassed_blocks": self.put.num_bypassed, "unworthy_blocks": self.put.num_unworthy}
         return {"name": eviction.name(self.index), **kept_out, **eviction.figures(self.index)}
+
+    def whatif_stats(self, far_name: str) -> dict[str, Any]:
+        """The tiers at other sizes."""
+        names = {MEMORY: self.near.name, DISK: far_name}
+        return nothing() if self.whatif is None else self.whatif.stats(names, self.policy_ms())
 
     def set_far(self, far: Tier | None) -> None:
         """From now on this is the far tier. The one before holds nothing of `index` any more."""
@@ -87,6 +108,9 @@ class Space:
         self.sizes[ns] = sizes
         spare = policy.spare_nbytes(self.limits.near_nbytes, sizes.slot_nbytes)
         self.index.set_namespace(ns, sizes.slot_nbytes, shards, spare)
+        if self.whatif is not None:
+            self.whatif.define(ns, sizes.slot_nbytes, sizes.block_tokens)
+            self._fit_whatif(self.policy_ms())  # before its first request
 
     @property
     def near_used_nbytes(self) -> int:

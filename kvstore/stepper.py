@@ -29,6 +29,9 @@ class Stepper(ABC):
     def step(self) -> None:
         """One step."""
 
+    def rest(self) -> None:  # noqa: B027 - most have nothing that can wait
+        """What comes after a step, without the lock: a bounded piece of what can wait."""
+
     @property
     def is_short(self) -> bool:
         """Whether it should step again very soon, without being told."""
@@ -50,6 +53,7 @@ class Stepper(ABC):
             try:
                 with self.lock:
                     self.step()
+                self.rest()
             except Exception:  # a defect: say so, and go on serving what is in memory
                 self.defects += 1
                 log.exception("a step of the mover failed")

@@ -329,6 +329,7 @@ class BlockStore(Watching):
                 "index": counts | {"nbytes_per_entry": self.index.nbytes_per_entry, "events": self.feed.num_events},
                 "mover": self.mover.stats(),
                 "policy": self.mover.policy_stats() | self.hints.stats(),
+                **self.mover.whatif_stats(self.far_name),
                 "namespaces": {
                     spec.title: {
                         "tenant": spec.tenant,

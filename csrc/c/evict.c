@@ -5,6 +5,7 @@
 
 #include "lease.h"
 #include "policy.h"
+#include "tap.h"
 
 /* What a client counted is its own word: nothing but statistics hangs on it. */
 static void add_lookups(kv_lookups *sum, const kv_lookups *counted) {
@@ -83,8 +84,11 @@ void kv_evict_drain(kv_index *index) {
             while (tail != head && num_ids < CHAINS_SIDE_BY_SIDE)
                 ids[num_ids++] = shared->touch[tail++ & (KV_TOUCHES - 1)];
             if (num_ids > 1) fetch_chains(index, ids, num_ids);
-            for (uint32_t j = 0; j < num_ids; j++)
-                if (is_touchable(index, ids[j])) index->policy->touched(index, ids[j]);
+            for (uint32_t j = 0; j < num_ids; j++) {
+                if (!is_touchable(index, ids[j])) continue;
+                if (index->tap != NULL) kv_tap_touched(index, ids[j]);
+                index->policy->touched(index, ids[j]);
+            }
         }
         atomic_store_explicit(&shared->touch_tail, tail, memory_order_release);
     }

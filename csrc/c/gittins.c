@@ -481,6 +481,8 @@ static void gittins_wanted_chances(const kv_index *index, const kv_request *requ
     }
 }
 
+static void gittins_sampled(kv_index *index, float share) { index->ranks->cohorts.survival.share = share; }
+
 const kv_policy kv_gittins = {
     .name = "gittins",
     .create = gittins_create,
@@ -502,4 +504,5 @@ const kv_policy kv_gittins = {
     .chances = gittins_chances,
     .wanted_chances = gittins_wanted_chances,
     .describe = kv_gittins_describe,
+    .sampled = gittins_sampled,
 };

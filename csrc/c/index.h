@@ -100,6 +100,7 @@ typedef struct {
 typedef struct kv_table kv_table; /* lease.h */
 typedef struct kv_policy kv_policy; /* policy.h */
 typedef struct kv_ranks kv_ranks;   /* of the policy's own */
+typedef struct kv_tap kv_tap;       /* tap.h */
 
 typedef struct {
     uint64_t num_entries; /* in any state but FREE and REMOVED */
@@ -174,6 +175,7 @@ typedef struct {
     kv_order near_order, far_order;
     const kv_policy *policy;
     kv_ranks *ranks; /* what the policy keeps */
+    kv_tap *tap;     /* what hears requests; NULL: nothing does */
     kv_table *tables[KV_TABLES_MAX];
     uint32_t num_tables;
     kv_lookups past; /* of tables that were detached */

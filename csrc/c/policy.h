@@ -71,6 +71,8 @@ struct kv_policy {
     void (*chances)(const kv_index *index, const uint32_t *ids, uint32_t num_ids, uint32_t within_s, float *chances);
     void (*wanted_chances)(const kv_index *index, const kv_request *request, uint32_t within_s, float *chances);
     void (*describe)(const kv_index *index, kv_policy_figures *figures);
+    /* From its start on the index is told of no more than so large a share of all blocks. */
+    void (*sampled)(kv_index *index, float share);
 };
 
 extern const kv_policy kv_lru;     /* least recently used leaf first (tail of the chain before its head) */

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "policy.h"
+#include "tap.h"
 
 #define FREED_MAX (1u << 16)
 #define SLAB_ROUNDS 8 /* each empties one slab of another size class, or evicts for what is missing */
@@ -274,9 +275,10 @@ static void queue_again(kv_put *put, const kv_grant *grant, uint32_t num_keys) {
 static const uint32_t *appraise(kv_put *put, const kv_wish *wish, const kv_grant *grant) {
     kv_index *index = put->index;
     const kv_request request = {wish->keys, grant->plan, grant->ids, wish->num_keys, wish->hint};
-    if (index->policy->asked != NULL && !(wish->flags & KV_AGAIN) && wish->shard == 0) {
-        kv_evict_drain(index); /* its lookup comes first */
-        index->policy->asked(index, &request);
+    if (!(wish->flags & KV_AGAIN) && wish->shard == 0) {
+        if (index->policy->asked != NULL || index->tap != NULL) kv_evict_drain(index); /* its lookup comes first */
+        if (index->tap != NULL) kv_tap_asked(index, wish->ns, &request);
+        if (index->policy->asked != NULL) index->policy->asked(index, &request);
     }
     if (index->policy->appraise == NULL || grant->num_wanted == 0 || wish->hint.priority > 0) return NULL;
     if (!reserve_appraisal(put, grant->num_wanted)) return NULL;

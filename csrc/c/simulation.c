@@ -7,40 +7,49 @@
 #include "thread_clock.h"
 #include "xxh3.h"
 
-#define NS 1
+#define NS 1 /* of a trace */
 #define SLOT_NBYTES KV_PLACE_NBYTES
 #define SPARE_CHUNKS 4 /* slots are never what is short: capacity is */
 
-static int create_parts(kv_simulation *simulation, const kv_policy *policy, uint64_t capacity, uint32_t num_ids) {
+static int create_parts(kv_simulation *simulation, const kv_simulation_size *size) {
     static const uint64_t seed[2] = {0x9c41e3d2b7a65f08, 0x37d5f1a9026bce84}; /* the same run, the same hits */
-    uint64_t stored_max = capacity < num_ids ? capacity : num_ids;
-    uint64_t entries_max = stored_max + simulation->chain_max; /* looked at before room is made */
-    uint64_t num_chunks = stored_max / KV_CHUNK_PLACES + SPARE_CHUNKS;
-    if (entries_max >= KV_NONE) return -EOVERFLOW;
-    /* Nothing is forgotten for want of room, as in a daemon that remembers its default number of blocks. */
-    int code = kv_index_create(&simulation->index, (uint32_t)entries_max, seed, policy, num_ids);
+    int code = kv_index_create(&simulation->index, size->entries_max, seed, size->policy, size->ghosts_max);
     if (code < 0) return code;
-    simulation->index.namespaces[NS] = (kv_ns){.slot_nbytes = SLOT_NBYTES, .all_parts = 1};
-    code = kv_table_create(&simulation->table, simulation->chain_max);
+    if (size->policy->sampled != NULL) size->policy->sampled(&simulation->index, size->share);
+    code = kv_table_create(&simulation->table, size->chain_max);
     if (code < 0) return code;
     kv_evict_attach(&simulation->index, &simulation->table);
-    if (kv_slots_create(&simulation->slots, num_chunks * KV_CHUNK_PLACES * SLOT_NBYTES) < 0) return -ENOMEM;
-    return kv_put_create(&simulation->put, &simulation->index, &simulation->slots, capacity * SLOT_NBYTES, 1);
+    if (kv_slots_create(&simulation->slots, size->arena_nbytes) < 0) return -ENOMEM;
+    return kv_put_create(&simulation->put, &simulation->index, &simulation->slots, size->capacity_nbytes, 1);
 }
 
-int kv_simulation_create(kv_simulation *simulation, const kv_policy *policy, uint64_t capacity, uint32_t num_ids,
-                         uint32_t chain_max) {
+int kv_simulation_create(kv_simulation *simulation, const kv_simulation_size *size) {
     memset(simulation, 0, sizeof *simulation);
-    simulation->chain_max = chain_max > 0 ? chain_max : 1;
+    simulation->chain_max = size->chain_max;
     simulation->keys = malloc((size_t)simulation->chain_max * KV_KEY_NBYTES);
     simulation->plan = malloc(simulation->chain_max);
     simulation->ids = malloc((size_t)simulation->chain_max * sizeof(uint32_t));
     simulation->places = malloc((size_t)simulation->chain_max * sizeof(uint32_t));
     int code = -ENOMEM;
     if (simulation->keys && simulation->plan && simulation->ids && simulation->places)
-        code = create_parts(simulation, policy, capacity, num_ids);
+        code = create_parts(simulation, size);
     if (code < 0) kv_simulation_destroy(simulation);
     return code;
+}
+
+int kv_simulation_size_of(kv_simulation_size *size, const kv_policy *policy, uint64_t capacity, uint32_t num_ids,
+                          uint32_t chain_max) {
+    chain_max = chain_max > 0 ? chain_max : 1;
+    const uint64_t stored_max = capacity < num_ids ? capacity : num_ids;
+    const uint64_t entries_max = stored_max + chain_max; /* looked at before room is made */
+    if (entries_max >= KV_NONE) return -EOVERFLOW;
+    /* Nothing is forgotten for want of room, as in a daemon that remembers its default number of blocks. */
+    *size = (kv_simulation_size){.policy = policy, .entries_max = (uint32_t)entries_max, .ghosts_max = num_ids};
+    size->capacity_nbytes = capacity * SLOT_NBYTES;
+    size->arena_nbytes = (stored_max / KV_CHUNK_PLACES + SPARE_CHUNKS) * KV_CHUNK_PLACES * SLOT_NBYTES;
+    size->chain_max = chain_max;
+    size->share = 1;
+    return 0;
 }
 
 void kv_simulation_destroy(kv_simulation *simulation) {
@@ -72,25 +81,55 @@ static uint32_t commit(kv_simulation *simulation, uint32_t num_keys) {
     return num_mine - kv_put_commit(&simulation->put, simulation->ids, num_mine, 0);
 }
 
-typedef struct {
-    uint32_t prefix, blocks, fills;
-} outcome;
+/* Blocks of a namespace that changed its size are not worth keeping apart. */
+static void begin(kv_simulation *simulation, const kv_simulation_request *request) {
+    kv_index *index = &simulation->index;
+    kv_ns *space = &index->namespaces[request->ns];
+    index->now_s = (uint32_t)(request->now_ms / 1000);
+    index->now_ms = request->now_ms;
+    if (space->slot_nbytes == request->slot_nbytes) return;
+    if (space->num_entries > 0) {
+        kv_index_clear(index, request->ns);
+        kv_put_reap(&simulation->put);
+    }
+    *space = (kv_ns){.slot_nbytes = request->slot_nbytes, .all_parts = 1};
+}
 
-/* 0 when the store refused it. Where a chain is longer than the capacity, less is granted: that is no refusal. */
-static int play_one(kv_simulation *simulation, uint32_t num_keys, const kv_hint *hint, outcome *out) {
+static kv_held look(kv_simulation *simulation, const kv_simulation_request *request, int counted) {
     kv_held held;
-    kv_lease_acquire(&simulation->index, &simulation->table, NS, simulation->keys, num_keys, 1, &held);
-    enum kv_stop stop = (enum kv_stop)held.stop;
-    *out = (outcome){.prefix = held.num_blocks, .blocks = held.num_blocks};
+    kv_lease_acquire(&simulation->index, &simulation->table, request->ns, request->keys, request->num_keys, counted,
+                     &held);
+    const kv_held found = held;
     kv_lease_release(&simulation->table, &held);
-    kv_wish wish = {.keys = simulation->keys, .num_keys = num_keys, .ns = NS, .hint = *hint};
-    wish.flags = KV_LATE | KV_PAST_QUOTA | KV_PAST_ENTRIES;
+    return found;
+}
+
+static enum kv_put_code reserve(kv_simulation *simulation, const kv_simulation_request *request, uint32_t flags) {
+    kv_wish wish = {.keys = request->keys, .num_keys = request->num_keys, .ns = request->ns, .hint = request->hint};
+    wish.flags = flags | KV_LATE | KV_PAST_QUOTA | KV_PAST_ENTRIES;
     kv_grant grant = {.plan = simulation->plan, .ids = simulation->ids, .places = simulation->places};
-    if (kv_put_reserve(&simulation->put, &simulation->table, &wish, &grant) != KV_PUT_OK) return 0;
-    out->blocks = 0;
-    for (uint32_t i = 0; i < num_keys; i++) out->blocks += simulation->plan[i] == KV_PRESENT;
-    out->fills = commit(simulation, num_keys);
-    return stop == KV_STOP_END || stop == KV_STOP_MISS;
+    return kv_put_reserve(&simulation->put, &simulation->table, &wish, &grant);
+}
+
+uint32_t kv_simulation_look(kv_simulation *simulation, const kv_simulation_request *request) {
+    begin(simulation, request);
+    const uint32_t prefix = look(simulation, request, 0).num_blocks;
+    if (prefix < request->num_keys && reserve(simulation, request, KV_AGAIN) == KV_PUT_OK)
+        commit(simulation, request->num_keys);
+    look(simulation, request, 1);
+    return prefix;
+}
+
+int kv_simulation_ask(kv_simulation *simulation, const kv_simulation_request *request, kv_simulation_outcome *outcome) {
+    begin(simulation, request);
+    kv_held found = look(simulation, request, request->num_told == 0);
+    if (request->num_told > 0 && found.num_blocks > request->num_told) found = look(simulation, request, 1);
+    *outcome = (kv_simulation_outcome){.prefix = found.num_blocks, .blocks = found.num_blocks};
+    if (reserve(simulation, request, 0) != KV_PUT_OK) return 0;
+    outcome->blocks = 0;
+    for (uint32_t i = 0; i < request->num_keys; i++) outcome->blocks += simulation->plan[i] == KV_PRESENT;
+    outcome->fills = commit(simulation, request->num_keys);
+    return found.stop == KV_STOP_END || found.stop == KV_STOP_MISS;
 }
 
 uint32_t kv_simulation_play(kv_simulation *simulation, const kv_requests *requests, const uint8_t *keys, uint32_t first,
@@ -99,17 +138,17 @@ uint32_t kv_simulation_play(kv_simulation *simulation, const kv_requests *reques
     uint64_t began_ns = kv_thread_ns();
     for (uint32_t number = first; number < last; number++) {
         const uint32_t *ids = requests->ids + requests->starts[number];
-        uint32_t num_keys = requests->num_blocks[number];
-        outcome out = {0};
-        for (uint32_t i = 0; i < num_keys; i++)
+        kv_simulation_request request = {.keys = simulation->keys, .num_keys = requests->num_blocks[number], .ns = NS};
+        kv_simulation_outcome outcome = {0};
+        for (uint32_t i = 0; i < request.num_keys; i++)
             memcpy(simulation->keys + (size_t)i * KV_KEY_NBYTES, keys + (size_t)ids[i] * KV_KEY_NBYTES, KV_KEY_NBYTES);
-        simulation->index.now_s = (uint32_t)(requests->times_ms[number] / 1000);
-        simulation->index.now_ms = requests->times_ms[number];
-        const kv_hint hint = {.ending = requests->stops[number], .output_tokens = requests->output_tokens[number]};
-        if (num_keys > 0) num_refused += !play_one(simulation, num_keys, &hint, &out);
-        hits->prefix[number] = out.prefix;
-        hits->blocks[number] = out.blocks;
-        hits->fills[number] = out.fills;
+        request.now_ms = requests->times_ms[number];
+        request.slot_nbytes = SLOT_NBYTES;
+        request.hint = (kv_hint){.ending = requests->stops[number], .output_tokens = requests->output_tokens[number]};
+        if (request.num_keys > 0) num_refused += !kv_simulation_ask(simulation, &request, &outcome);
+        hits->prefix[number] = outcome.prefix;
+        hits->blocks[number] = outcome.blocks;
+        hits->fills[number] = outcome.fills;
     }
     *cpu_ns = kv_thread_ns() - began_ns;
     return num_refused;

@@ -6,6 +6,7 @@
 #include <sys/mman.h>
 
 #define HALF_LIFE_S 3600.0
+/* Counts of blocks; of a sample they are as many fewer. */
 #define LEAN 1000.0f     /* a class counts for itself as it sees more blocks than this */
 #define EVIDENCE 100.0f  /* blocks that were asked for again, all together, before anything is believed */
 #define PRIOR 10.0f      /* blocks that the first guess of all hazards counts for */
@@ -50,6 +51,7 @@ int kv_survival_create(kv_survival *survival) {
     if (pages == MAP_FAILED) return -ENOMEM;
     survival->curves = pages;
     survival->weight = 1;
+    survival->share = 1;
     survival->is_blind = 1;
     return 0;
 }
@@ -81,7 +83,7 @@ uint16_t kv_survival_class(const kv_survival *survival, const kv_traits *traits,
     uint32_t number = bucket(freqs, 6, freq);
     number = number * KV_ENDINGS + hint->ending % KV_ENDINGS;
     number = number * KV_PACES + pace;
-    number = number * KV_NEWS + bucket(news, 4, traits->num_new);
+    number = number * KV_NEWS + bucket(news, 4, (uint32_t)lrintf((float)traits->num_new / survival->share));
     return (uint16_t)(number * KV_OUTPUTS + output_of(hint));
 }
 
@@ -161,17 +163,18 @@ static float logit(float hazard) {
 }
 
 static void lean_on_sums(kv_survival *survival) {
+    const float prior = PRIOR * survival->share, lean = LEAN * survival->share;
     float num_asked = 0;
     for (int bin = 0; bin < KV_BINS; bin++) num_asked += survival->sum_asked[KV_FEATURES][0][bin];
-    survival->is_blind = num_asked < EVIDENCE;
+    survival->is_blind = num_asked < EVIDENCE * survival->share;
     for (int bin = 0; bin < KV_BINS; bin++) {
-        float hazard = (survival->sum_asked[KV_FEATURES][0][bin] + PRIOR * guess[bin]) /
-                       (survival->sum_risk[KV_FEATURES][0][bin] + PRIOR);
+        float hazard = (survival->sum_asked[KV_FEATURES][0][bin] + prior * guess[bin]) /
+                       (survival->sum_risk[KV_FEATURES][0][bin] + prior);
         survival->pooled[bin] = logit(hazard);
         for (int feature = 0; feature < KV_FEATURES; feature++)
             for (int value = 0; value < num_values[feature]; value++) {
-                float of_value = (survival->sum_asked[feature][value][bin] + LEAN * hazard) /
-                                 (survival->sum_risk[feature][value][bin] + LEAN);
+                float of_value = (survival->sum_asked[feature][value][bin] + lean * hazard) /
+                                 (survival->sum_risk[feature][value][bin] + lean);
                 survival->lean[feature][value][bin] = logit(of_value) - survival->pooled[bin];
             }
     }
@@ -180,7 +183,7 @@ static void lean_on_sums(kv_survival *survival) {
 /* The hazard of each bin: of the blocks that begin it, the share that is asked for in it. */
 static void hazards_of(const kv_survival *survival, uint32_t class_number, float *hazards) {
     const kv_curve *curve = &survival->curves[class_number];
-    const float one = (float)(1 / survival->weight);
+    const float one = (float)(1 / survival->weight), lean = LEAN * survival->share;
     uint32_t values[KV_FEATURES];
     float risk[KV_BINS];
     if (survival->is_blind || survival->is_cautious) {
@@ -193,7 +196,7 @@ static void hazards_of(const kv_survival *survival, uint32_t class_number, float
         float sum = survival->pooled[bin];
         for (int feature = 0; feature < KV_FEATURES; feature++) sum += survival->lean[feature][values[feature]][bin];
         float leant = 1 / (1 + expf(-sum));
-        float hazard = (curve->asked[bin] * one + LEAN * leant) / (risk[bin] + LEAN);
+        float hazard = (curve->asked[bin] * one + lean * leant) / (risk[bin] + lean);
         hazards[bin] = hazard > HAZARD_MAX ? HAZARD_MAX : hazard;
     }
 }

@@ -41,6 +41,7 @@ typedef struct {
     uint8_t is_used[KV_CLASSES];
     uint16_t used[KV_CLASSES];    /* those, in the order in which they came up */
     uint32_t num_used;
+    float share;                  /* of all blocks, of which it sees so many: 1, or less of a sample */
     double weight;                /* of what ends now */
     uint32_t weighed;             /* tick at which it was 1 */
     uint32_t now;                 /* the latest tick */

@@ -23,6 +23,7 @@ from kvstore.errors import KVStoreError
 
 # Name → what it does, in the order in which --help shows them.
 COMMANDS = {
+    "advise": "Say what more or less memory or disk would bring a daemon.",
     "check": "Verify the folder of a disk tier, and drop what is bad.",
     "demo": "Run a chat workload against a store and show where its blocks come from.",
     "doctor": "Say which kernel settings and limits a store meets here, and what they cost.",

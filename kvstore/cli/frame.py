@@ -98,7 +98,9 @@ class Frame:
         paths, blocks = titles + len(PATH_TEXTS), titles + len(BLOCK_TEXTS) + len(EVICTION_TEXTS)
         moved = max(paths, blocks) if width >= WIDE else paths + 1 + blocks
         ill = len(_ill(stats)) if self.sample.gone_since_s is None else 0
-        return 3 + ill + (1 + titles + len(stats.get("tiers", {}))) + (1 + moved) + 2 * (1 + titles)
+        return (
+            3 + ill + len(_whatif(stats)) + (1 + titles + len(stats.get("tiers", {}))) + (1 + moved) + 2 * (1 + titles)
+        )
 
     def _table(self, columns: Sequence[str], rows: Sequence[Sequence[Any]], num_left: int = 1) -> Table:
         """One line per row, whatever the width; the first column's header is the title."""
@@ -127,6 +129,7 @@ class Frame:
             lines.append(Text(_plain(sample.reason), style="red"))
         elif sample.stats is not None:
             lines += [self._serving(sample.stats), self._hits(sample.stats)]
+            lines += [Text(line) for line in _whatif(sample.stats)]
             lines += [Text(f"{name} tier at rest: {why}", style="bold red") for name, why in _ill(sample.stats)]
         for line in lines:
             line.truncate(width, overflow="ellipsis")
@@ -283,6 +286,16 @@ def _client_rows(stats: Stats, rates: Rates | None) -> list[Sequence[Any]]:
 def _ill(stats: Stats) -> list[tuple[str, str]]:
     tiers = stats.get("tiers", {})
     return [(name, _plain(row.get("reason", ""))) for name, row in tiers.items() if not row.get("healthy", True)]
+
+
+def _whatif(stats: Stats) -> list[str]:
+    """A line for each tier, once there is something to say: what it would hit at other sizes."""
+    if not value(stats, "shadow.requests"):
+        return []
+    return [
+        f"{name} would hit " + " · ".join(f"{size}: {_percent(row.get('hit_ratio'))}" for size, row in sizes.items())
+        for name, sizes in stats.get("whatif", {}).items()
+    ]
 
 
 def _plain(text: str) -> str:

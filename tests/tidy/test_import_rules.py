@@ -99,7 +99,9 @@ MAY_IMPORT: dict[str, set[str]] = {
         "policy",
         "tiers.base",
         "tiers.host",
+        "whatif",
     },
+    "whatif": {"_core.index", "_core.whatif", "policy"},
     "quota": {"policy", "space", "tiers.base"},
     "budget": {"policy"},
     "backlog": {"tiers.base"},
@@ -270,6 +272,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "caller": {"handle", "hint", "lease", "workload"},
     "timed": {"config", "embedded", "store"},
     "replay": {"_core.eviction", "caller", "handle", "hint", "policy", "store", "timed", "trace", "workload"},
+    "advice": set(),
     "simulate": {"_core.simulation", "policy", "trace"},
     "demo": {
         *("_core.arena", "caller", "config", "handle", "hashing", "namespace", "space", "store"),
@@ -303,6 +306,7 @@ MAY_IMPORT: dict[str, set[str]] = {
             "logs",
             "namespace",
         ),
+        "advice",
         *("rates", "replay", "simulate", "space", "store", "timed", "tiers.disk", "tiers.findings", "tiers.inspection"),
         *("trace", "workload"),
     },
@@ -365,6 +369,7 @@ MAY_CIMPORT: dict[str, set[str]] = {
     "events": {"index", "records"},
     "clocked": {"lease", "records", "view"},
     "simulation": {"records"},
+    "whatif": {"index", "records"},
 }
 
 

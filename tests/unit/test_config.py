@@ -94,6 +94,7 @@ def test_every_setting_can_be_given_in_every_way(tmp_path: Path, monkeypatch: py
             "disk_chance_min": 0.5,
             "pins_nbytes_max": 8,
             "ttl_blocks_max": 9,
+            "whatif": False,
         },
         "trace": {"path": str(tmp_path / "trace"), "nbytes_max": MIB},
         "serve": {

@@ -77,9 +77,12 @@ def test_operations_explains_every_statistic() -> None:
     _, _, text = (ROOT / "docs" / "operations.md").read_text().partition("## What stats() reports")
     named = set(
         re.findall(
-            r"^\| `((?:lookups|traffic|tiers|index|mover|policy|trace|namespaces)\.[\w.]+)` \|", text, re.MULTILINE
+            r"^\| `((?:lookups|traffic|tiers|index|mover|policy|whatif|shadow|trace|namespaces)\.[\w.]+)` \|",
+            text,
+            re.MULTILINE,
         )
     )
+    found = {re.sub(r"^whatif\.(host|disk)\.(0\.5|[1248])x\.", "whatif.TIER.SIZE.", path) for path in found}
     general = {re.sub(r"^tiers\.(host|disk)\.", "tiers.*.", path) for path in found}
     named = {re.sub(r"^tiers\.(TIER|host|disk)\.", "tiers.*.", path) for path in named}
     assert named == general

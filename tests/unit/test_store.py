@@ -138,13 +138,15 @@ STATS = {
         "ttl_chains", "ttl_blocks", "ttl_ignored", "expired_blocks", "pins", "pinned_blocks", "pinned_nbytes",
         "pins_nbytes_max", "name", "bypassed_blocks", "unworthy_blocks", "ghosts", "ghosts_nbytes", "classes",
     },
+    "whatif": set(),
+    "shadow": {"requests", "dropped_requests", "asked_tokens_per_s", "nbytes"},
 }  # fmt: skip
 TIER_STATS = {"blocks", "used_nbytes", "capacity_nbytes", "healthy", "reason", "evicted"}
 
 
 def test_stats_have_all_their_names():
     stats = make_store(far=ObedientTier(64 * BLOCK)).stats()
-    assert stats.keys() == {"lookups", "traffic", "tiers", "index", "mover", "policy", "namespaces"}
+    assert stats.keys() == {"lookups", "traffic", "tiers", "index", "mover", "policy", "whatif", "shadow", "namespaces"}
     assert {part: set(stats[part]) for part in STATS} == STATS
     assert set(stats["tiers"]["far"]) == TIER_STATS | {"attached"}
     assert set(stats["tiers"]["host"]) == TIER_STATS | {"page_kind", "prefaulted_nbytes"}

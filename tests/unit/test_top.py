@@ -170,6 +170,15 @@ def test_a_tier_at_rest_and_a_new_life_are_said():
     assert "serving for 2.00 s, restarted" in "\n".join(drawn(sample, 80))
 
 
+def test_other_sizes_have_a_line_for_each_tier():
+    sizes = {"0.5x": {"hit_ratio": 0.125}, "1x": {"hit_ratio": 0.25}}
+    found = stats(5) | {"whatif": {"host": sizes, "disk": sizes}, "shadow": {"requests": 9}}
+    lines = drawn(Sample(1, found), 80)
+    assert "host would hit 0.5x: 12.5 % · 1x: 25.0 %" in lines and any(line.startswith("disk would") for line in lines)
+    nothing_yet = found | {"shadow": {"requests": 0}}
+    assert not any("would hit" in line for line in drawn(Sample(1, nothing_yet), 80))
+
+
 def test_statistics_of_another_version_are_shown_as_far_as_they_go():
     assert "serving" in "\n".join(drawn(Sample(1, {}, rates({}, {}, 1.0)), 80))
 

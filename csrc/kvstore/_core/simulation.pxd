@@ -27,8 +27,11 @@ cdef extern from "requests.h" nogil:
 cdef extern from "simulation.h" nogil:
     ctypedef struct kv_simulation:
         kv_index index
-    int kv_simulation_create(kv_simulation *simulation, const kv_policy *policy, uint64_t capacity, uint32_t num_ids,
-                             uint32_t chain_max)
+    ctypedef struct kv_simulation_size:
+        pass
+    int kv_simulation_size_of(kv_simulation_size *size, const kv_policy *policy, uint64_t capacity, uint32_t num_ids,
+                              uint32_t chain_max)
+    int kv_simulation_create(kv_simulation *simulation, const kv_simulation_size *size)
     void kv_simulation_destroy(kv_simulation *simulation)
     void kv_simulation_keys(uint8_t *keys, uint32_t num_ids)
     uint32_t kv_simulation_play(kv_simulation *simulation, const kv_requests *requests, const uint8_t *keys,

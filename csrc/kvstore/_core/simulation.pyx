@@ -95,6 +95,7 @@ cdef class Simulation:
     def __cinit__(self, str policy not None, uint64_t capacity, Requests requests not None):
         cdef const kv_policy *found = kv_policy_find(policy.encode())
         cdef uint32_t i, chain_max = 0
+        cdef kv_simulation_size size
         cdef int code
         if found == NULL:
             raise InvalidRequest(f"policy {policy!r} is none of {', '.join(policies())}")
@@ -102,7 +103,9 @@ cdef class Simulation:
             raise InvalidRequest(f"capacity {capacity} is over {CAPACITY_MAX} blocks")
         for i in range(requests._requests.num_requests):
             chain_max = max(chain_max, requests._requests.num_blocks[i])
-        code = kv_simulation_create(&self._simulation, found, capacity, requests._requests.num_ids, chain_max)
+        code = kv_simulation_size_of(&size, found, capacity, requests._requests.num_ids, chain_max)
+        if code == 0:
+            code = kv_simulation_create(&self._simulation, &size)
         if code < 0:
             raise Unavailable(f"no memory to simulate {capacity} blocks: {os.strerror(-code)}")
         self._played = requests
