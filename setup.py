@@ -78,6 +78,26 @@ MODULES = {
         "slots",
         "audit",
     ],
+    "tiered": [
+        "tiered",
+        "hbm",
+        "policies",
+        "index",
+        "ghost",
+        "events",
+        "lease",
+        "lru",
+        "gittins",
+        "gittins_audit",
+        "cohort",
+        "known",
+        "survival",
+        "evict",
+        "moves",
+        "removal",
+        "walk",
+        "audit",
+    ],
 }
 SANITIZE = os.environ.get("KVSTORE_SANITIZE") == "1"
 FLAGS = ["-std=c11", "-D_GNU_SOURCE", "-O3", "-g", "-Wall", "-Wextra", "-Wno-unused-function", "-pthread"]
