@@ -1,6 +1,7 @@
 #include "tiered.h"
 
 #include <errno.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -54,6 +55,7 @@ int kv_tiered_create(kv_tiered *tiered, const kv_policy *policy, const kv_tierin
     static const uint64_t seed[2] = {0x9c41e3d2b7a65f08, 0x37d5f1a9026bce84}; /* the same run, the same hits */
     memset(tiered, 0, sizeof *tiered);
     tiered->tiering = *tiering;
+    if (tiering->gain_min > 0) tiered->gain_levels = (int32_t)lroundf(KV_DOUBLING_LEVELS * log2f(tiering->gain_min));
     tiered->chain_max = chain_max > 0 ? chain_max : 1;
     /* A chain comes in before room is made for it, and what HBM has may be in no other tier. */
     const uint64_t stored_max = (uint64_t)at_most(tiering->near_blocks, num_ids) + at_most(tiering->far_blocks, num_ids) +
@@ -99,28 +101,56 @@ static int is_worth_far(const kv_tiered *tiered, uint32_t entry) {
     return chance >= tiered->tiering.chance_min;
 }
 
-static int make_far_room(kv_tiered *tiered, uint32_t num_blocks) {
+/* To a policy with levels: is the block not worth so much more than what would have to go that it is worth a write? */
+static int is_too_cheap(const kv_tiered *tiered, uint32_t entry) {
+    const kv_index *index = &tiered->index;
+    if (index->policy->level == NULL || tiered->tiering.gain_min <= 0) return 0;
+    const uint32_t coldest = index->policy->coldest(index, KV_FAR, KV_NONE);
+    if (coldest == KV_NONE) return 0;
+    const int64_t least = (int64_t)index->policy->level(index, coldest) + tiered->gain_levels;
+    return (int64_t)index->policy->level(index, entry) < least;
+}
+
+/* Room for so many far copies, the last of which is `entry`'s. A block that others hang on has to stay somewhere. */
+static int make_far_room(kv_tiered *tiered, uint32_t entry, uint32_t num_blocks) {
     const uint64_t most = tiered->tiering.far_blocks;
     kv_index *index = &tiered->index;
     while (index->counts.num_far + num_blocks > most) {
+        if (index->links[entry].kids == 0 && is_too_cheap(tiered, entry)) return 0;
         tiered->freed.num_near = tiered->freed.num_far = 0;
         if (kv_evict_far(index, index->counts.num_far + num_blocks - most, &tiered->freed) == 0) return 0;
     }
     return 1;
 }
 
-/* Make a far copy of a near block, and before it of those above that have none: the far tier stays prefix-closed. Makes
- * none where there is no room for all. */
-static void write_back(kv_tiered *tiered, uint32_t entry) {
+static void set_far_copy(kv_index *index, uint32_t entry, int is_there) {
+    index->links[entry].far = is_there ? 0 : KV_NONE;
+    index->counts.num_far += is_there ? 1 : UINT64_MAX;
+    index->counts.far_nbytes += is_there ? 1 : UINT64_MAX;
+}
+
+/* As the mover does it: what the block extends and has no far copy gets one first, so that the far tier is prefix-closed
+ * by itself. */
+static void write_chain(kv_tiered *tiered, uint32_t entry) {
     kv_index *index = &tiered->index;
-    uint32_t num = 0, *chain = tiered->moved + tiered->chain_max; /* filled from its end on: parents first */
+    uint32_t num = 0, *chain = tiered->moved + 2 * (size_t)tiered->chain_max; /* filled from its end on: parents first */
     for (uint32_t at = entry; at != KV_NONE && is_unwritten(tiered, at); at = index->records[at].parent)
         *--chain = at, num++;
-    if (!make_far_room(tiered, num)) return;
+    if (!make_far_room(tiered, entry, num)) return;
     for (uint32_t i = 0; i < num; i++) tiered->words[i] = kv_record_word(&index->records[chain[i]]);
     kv_writeback_mark(index, NS, chain, tiered->words, num, tiered->marks);
     kv_writeback_unmark(index, chain, tiered->places, tiered->words, tiered->marks, num, tiered->plan);
     for (uint32_t i = 0; i < num; i++) tiered->sums.far_writes += tiered->plan[i];
+}
+
+/* Make a far copy of a near block that has none; or none where there is no room, or what is there is worth too much. */
+static void write_back(kv_tiered *tiered, uint32_t entry) {
+    if (tiered->tiering.writes_chains) {
+        write_chain(tiered, entry);
+    } else if (make_far_room(tiered, entry, 1)) {
+        set_far_copy(&tiered->index, entry, 1);
+        tiered->sums.far_writes++;
+    }
 }
 
 /* ---- DRAM ---- */
@@ -205,12 +235,6 @@ static void use_hbm(kv_tiered *tiered, const uint32_t *ids, uint32_t num_ids) {
 
 /* ---- a request ---- */
 
-static void lose_far_copy(kv_index *index, uint32_t entry) {
-    index->links[entry].far = KV_NONE;
-    index->counts.num_far--;
-    index->counts.far_nbytes--;
-}
-
 /* The far ones of these blocks of one chain come near. */
 static void promote(kv_tiered *tiered, const uint32_t *entries, uint32_t num_entries) {
     kv_index *index = &tiered->index;
@@ -221,7 +245,7 @@ static void promote(kv_tiered *tiered, const uint32_t *entries, uint32_t num_ent
     kv_promote_mark(index, moved, num, tiered->marks);
     kv_promote_unmark(index, moved, tiered->places, tiered->marks, num, tiered->plan);
     for (uint32_t i = 0; i < num; i++) {
-        if (tiered->tiering.promotion == KV_PROMOTION_MOVE) lose_far_copy(index, moved[i]);
+        if (tiered->tiering.promotion == KV_PROMOTION_MOVE) set_far_copy(index, moved[i], 0);
         if (!tiered->tiering.takes_victims) arrive(tiered, moved[i]);
     }
 }

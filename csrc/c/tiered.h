@@ -25,9 +25,11 @@ typedef struct {
     uint64_t hbm_blocks, near_blocks, far_blocks;
     int takes_victims;  /* put when HBM evicts, else when missed */
     int writes_at_put;  /* far copies are made when a block comes near, else when it would leave */
+    int writes_chains;  /* before a far copy of a block those of all that it extends are made */
     uint32_t promotion; /* kv_promotion */
     uint32_t asked_min; /* a far copy is for blocks that were asked for so often, */
-    float chance_min;   /* and are asked for within KV_TIERED_CHANCE_S so likely, where the policy knows */
+    float chance_min;   /* and are asked for within KV_TIERED_CHANCE_S so likely, where the policy knows, */
+    float gain_min;     /* and are worth so many times what has to go for it; 0: whatever goes */
 } kv_tiering;
 
 #define KV_TIERED_CHANCE_S 1800
@@ -47,6 +49,7 @@ typedef struct {
     kv_freed freed;
     kv_tiered_sums sums;
     uint64_t num_in_hbm; /* near entries that HBM holds: they take no DRAM */
+    int32_t gain_levels; /* gain_min as levels */
     uint32_t chain_max, num_arrived;
     uint32_t *arrived;   /* entries that came into DRAM in this request */
     uint8_t *is_arrived; /* per entry */

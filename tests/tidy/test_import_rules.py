@@ -256,6 +256,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "timed": {"config", "embedded", "store"},
     "replay": {"_core.eviction", "caller", "handle", "hint", "policy", "store", "timed", "trace", "workload"},
     "simulate": {"_core.simulation", "policy", "trace"},
+    "tiered": {"_core.tiered", "simulate"},
     "demo": {
         *("_core.arena", "caller", "config", "handle", "hashing", "namespace", "space", "store"),
         *("tiers.disk", "timed", "workload"),
@@ -266,6 +267,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli.traffic": {"caller", "cli.render"},
     "cli.remote": {"client", "client.store"},
     "cli.frame": {"cli.render", "rates"},
+    "cli.tiers": {"_core.simulation", "_core.tiered", "cli.render", "simulate", "tiered"},
     "cli.tier": {"cli", "cli.remote", "cli.render"},
     "cli.*": {
         *(
@@ -275,6 +277,7 @@ MAY_IMPORT: dict[str, set[str]] = {
             "cli.frame",
             "cli.remote",
             "cli.render",
+            "cli.tiers",
             "cli.traffic",
             "clock",
             "client",
@@ -346,6 +349,7 @@ MAY_CIMPORT: dict[str, set[str]] = {
     "events": {"index", "records"},
     "clocked": {"lease", "records", "view"},
     "simulation": {"records"},
+    "tiered": {"records", "simulation"},
 }
 
 

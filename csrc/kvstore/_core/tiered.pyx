@@ -1,4 +1,7 @@
-"""A trace through HBM, DRAM and NVMe without bytes: tiered.h. It plays without the GIL, so that runs go on side by side."""
+"""A trace through HBM, DRAM and NVMe without bytes: tiered.h.
+
+It plays without the GIL, so that runs go on side by side.
+"""
 
 import os
 from typing import NamedTuple
@@ -19,9 +22,11 @@ cdef extern from "tiered.h" nogil:
         uint64_t hbm_blocks, near_blocks, far_blocks
         int takes_victims
         int writes_at_put
+        int writes_chains
         uint32_t promotion
         uint32_t asked_min
         float chance_min
+        float gain_min
     ctypedef struct kv_tiered_sums:
         uint64_t hbm_hits, near_hits, far_hits, misses
         uint64_t near_writes, far_writes
@@ -37,6 +42,7 @@ cdef extern from "tiered.h" nogil:
 
 CHANCE_S = KV_TIERED_CHANCE_S
 KEEP, MOVE, NO_REFILL = KV_PROMOTION_KEEP, KV_PROMOTION_MOVE, KV_PROMOTION_NO_REFILL
+GAIN_MAX = 1024.0
 ASKED_MAX = 255  # how often a block was asked for is counted up to here
 
 
@@ -48,9 +54,11 @@ class Tiering(NamedTuple):
     far_blocks: int
     takes_victims: bool = False
     writes_at_put: bool = False
+    writes_chains: bool = False
     promotion: int = KEEP
     asked_min: int = 0
     chance_min: float = 0.0
+    gain_min: float = 0.0
 
 
 class Sums(NamedTuple):
@@ -75,10 +83,13 @@ cdef kv_tiering _checked(object tiering) except *:
         raise InvalidRequest(f"asked_min {tiering.asked_min} is not from 0 to {ASKED_MAX}")
     if not 0 <= tiering.chance_min <= 1:
         raise InvalidRequest(f"chance_min {tiering.chance_min} is not from 0 to 1")
+    if not 0 <= tiering.gain_min <= GAIN_MAX:
+        raise InvalidRequest(f"gain_min {tiering.gain_min} is not from 0 to {GAIN_MAX}")
     checked.hbm_blocks, checked.near_blocks, checked.far_blocks = tiering[:3]
     checked.takes_victims, checked.writes_at_put = bool(tiering.takes_victims), bool(tiering.writes_at_put)
     checked.promotion, checked.asked_min = tiering.promotion, tiering.asked_min
-    checked.chance_min = tiering.chance_min
+    checked.writes_chains = bool(tiering.writes_chains)
+    checked.chance_min, checked.gain_min = tiering.chance_min, tiering.gain_min
     return checked
 
 
