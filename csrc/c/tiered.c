@@ -196,11 +196,12 @@ static void make_near_room(kv_tiered *tiered) {
     }
 }
 
-/* What came into DRAM in this request and is still there was written there. */
+/* What came into DRAM in this request and has not left it, nor come back into HBM, was written there. */
 static void settle_arrived(kv_tiered *tiered) {
     for (uint32_t i = 0; i < tiered->num_arrived; i++) {
-        tiered->sums.near_writes += tiered->is_arrived[tiered->arrived[i]];
-        tiered->is_arrived[tiered->arrived[i]] = 0;
+        const uint32_t entry = tiered->arrived[i];
+        tiered->sums.near_writes += tiered->is_arrived[entry] && !is_held(tiered, entry);
+        tiered->is_arrived[entry] = 0;
     }
     tiered->num_arrived = 0;
 }

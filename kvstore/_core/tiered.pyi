@@ -4,6 +4,7 @@ from typing_extensions import disjoint_base
 
 from kvstore._core.simulation import Requests
 
+CAPACITY_MAX: int
 CHANCE_S: int
 KEEP: int
 MOVE: int
