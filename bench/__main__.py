@@ -6,6 +6,8 @@
   copy          gather, scatter and contiguous copies against memcpy and the best contiguous copy
   copy_kernels  every copy kernel on every shape, to choose between them on another processor
   evict         eviction and bookkeeping per block, and its metadata
+  adversary     hits of each eviction policy on traces made to mislead it
+  policy        what each eviction policy costs per block among a million
   rpc           control calls to a daemon against a bare gRPC server
   stream        blocks to and from a daemon against a bare gRPC stream
   attach        lookups, reservations and copies of an attached process against C, a socket and gRPC

@@ -82,7 +82,7 @@ class Room(_Released):
 
 
 class Namespace(_Wrapper):
-    """As kvstore.Namespace; every verb but `keys` is a coroutine."""
+    """As kvstore.Namespace; every verb but `keys` and `computed` is a coroutine."""
 
     _awaited = frozenset({"match", "get", "put", "make_durable", "remove", "clear", "explain", "hint", "pin", "unpin"})
 

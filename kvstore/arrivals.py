@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import deque
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kvstore._core.lease import STOP_BUSY
 from kvstore.arrays import Ids, Keys
+from kvstore.lease import Far
 from kvstore.tiers.base import Outcome
 
 if TYPE_CHECKING:
@@ -19,19 +20,28 @@ if TYPE_CHECKING:
 ROUNDS_MAX = 1000  # of asking for more: each brings at least one batch nearer or ends it
 
 
+class Terms(NamedTuple):
+    """Until when somebody waits for what is far (None: for all of it), and how fast he computes it otherwise (None: he
+    does not say)."""
+
+    deadline_us: int | None
+    prefill_tokens_per_s: float | None
+
+
 class Arrivals:
     """Brings what is far of a leased prefix near, and waits for it piece by piece; of one thread.
 
     `grip` holds the whole stored prefix, near and far, from the beginning to the end: what has arrived stays while the
-    rest comes. It is another one only after a block of it was removed. Whoever stops before `next` says False leaves
-    what is under way to the mover, and calls `leave`.
+    rest comes. It is another one only after a block of it was removed. What is computed sooner than loaded stays far.
+    Whoever stops before `next` says False leaves what is under way to the mover, and calls `leave`.
     """
 
-    def __init__(
-        self, namespace: Namespace, store: BlockStore, keys: Keys, grip: Grip, deadline_us: int | None
-    ) -> None:
+    def __init__(self, namespace: Namespace, store: BlockStore, keys: Keys, grip: Grip, terms: Terms) -> None:
+        self._prefill, self._given_per_s = store.prefill, terms.prefill_tokens_per_s
+        self._most: int | None = None  # leading blocks that are worth having; decided once
+        self._recompute_us = 0  # of the others
         self._namespace, self._mover, self._clock, self._lock = namespace, store.mover, store.clock, store.lock
-        self._number, self._keys, self._deadline_us = namespace.number, keys, deadline_us
+        self._number, self._keys, self._deadline_us = namespace.number, keys, terms.deadline_us
         # Until then only blocks with a far copy make room.
         self._room_us = store.clock.now_us() + store.put_wait_ms * 1000
         self._rounds_left = ROUNDS_MAX
@@ -45,6 +55,13 @@ class Arrivals:
     def num_promoted(self) -> int:
         """Blocks that have arrived; after a removal there may be fewer near than there were at first."""
         return max(0, self.grip.num_near - self._num_near)
+
+    @property
+    def far(self) -> Far:
+        """What has become of it so far."""
+        most = self.grip.num_blocks if self._most is None else max(self._most, self.grip.num_near)
+        skipped = max(0, self.grip.num_blocks - most)
+        return Far(self.load_us, self.num_promoted, skipped, self._recompute_us if skipped else 0)
 
     def next(self) -> bool:
         """Wait until more leading blocks are near; False when none will be in time. Errors: LimitExceeded."""
@@ -90,11 +107,11 @@ class Arrivals:
             if self.grip.stop == STOP_BUSY:
                 self.grip = self._namespace.lease_again(self._keys, self.grip)
                 return self._rounds_left > 0
-            far = self.grip.ids()[self.grip.num_near :]
+            far = self._wanted()
             now_us = self._clock.now_us()
             late = self._deadline_us is not None and now_us >= self._deadline_us
             started, waiting = self._promote(far, None if late else self._deadline_us, now_us >= self._room_us)
-            self.load_us = self._mover.load_us(len(far), self._number)
+            self.load_us = self._prefill.load_us(len(far), self._number, self._mover.promoter.num_coming(far))
             if started is not None and not late:
                 for read in started.reads:
                     read.awaited = True
@@ -103,6 +120,15 @@ class Arrivals:
         if late or waiting is None or not self._rounds_left:
             return False
         return self._await_progress(waiting, now_us)
+
+    def _wanted(self) -> Ids:
+        """What is not near, as far as it is worth loading. Caller holds the lock."""
+        num_near = self.grip.num_near
+        rest = self.grip.ids()[num_near:]
+        if self._most is None and len(rest) and self._mover.far_is_well:
+            cut = self._prefill.cut(rest, self._number, self._given_per_s, takes=True)
+            self._most, self._recompute_us = num_near + cut.kept, cut.recompute_us
+        return rest if self._most is None else rest[: max(0, self._most - num_near)]
 
     def _await_progress(self, waiting: Future[Any], now_us: int) -> bool:
         for_room = now_us < self._room_us

@@ -23,6 +23,8 @@ class Match(NamedTuple):
     num_blocks: int
     by_tier: Mapping[str, int] = MappingProxyType({})  # how many of them lie where
     load_us: int = 0  # estimated time until all of them are readable, from measured bandwidth
+    skipped: int = 0  # more that are stored behind them, and would take longer to load than to compute
+    recompute_us: int = 0  # estimated time to compute those
 
     def __bool__(self) -> bool:
         return self.num_blocks > 0

@@ -12,6 +12,8 @@ from kvstore.errors import InvalidRequest
 
 KEY_NBYTES = 32
 TIME_MS_MAX = 2**31 - 1  # 24 days: nobody waits longer on purpose
+TOKENS_PER_S_MAX = 10**9
+TOKENS_MAX = 2**31 - 1  # of one prompt
 UINT8 = np.dtype(np.uint8)
 KEY_STRIDES = (KEY_NBYTES, 1)
 
@@ -40,6 +42,26 @@ def duration_us(name: str, value: Any) -> int:
     if not is_number or not 0 <= value <= TIME_MS_MAX:  # a NaN is in no range
         raise InvalidRequest(f"{name}={described(value)} is not a number of milliseconds from 0 to {TIME_MS_MAX}")
     return int(value * 1000)
+
+
+def prefill_rate(value: Any) -> float | None:
+    """The `prefill_tokens_per_s` of a call; None: it does not say."""
+    is_number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    if value is not None and (not is_number or not 0 <= value <= TOKENS_PER_S_MAX):
+        raise InvalidRequest(
+            f"prefill_tokens_per_s={described(value)} is not a number of tokens a second from 0 to {TOKENS_PER_S_MAX}"
+        )
+    return None if value is None else float(value)
+
+
+def computed_tokens(num_tokens: Any, elapsed_us: Any) -> tuple[int, float]:
+    """How much was computed in what time."""
+    is_number = isinstance(elapsed_us, (int, float, np.integer, np.floating)) and not isinstance(elapsed_us, bool)
+    if not is_number or not 0 < elapsed_us <= TIME_MS_MAX * 1000:
+        raise InvalidRequest(
+            f"elapsed_us={described(elapsed_us)} is not a number of microseconds above 0 and up to {TIME_MS_MAX * 1000}"
+        )
+    return whole_number("num_tokens", num_tokens, 1, TOKENS_MAX), float(elapsed_us)
 
 
 def checked_keys(keys: Keys | bytes | bytearray | memoryview) -> Keys:

@@ -35,20 +35,20 @@ from pydantic_settings import (
 )
 
 from kvstore.errors import ConfigInvalid
+from kvstore.evicting import Policy
+from kvstore.section import TIER_NBYTES_MAX
 from kvstore.section import Section as _Section
 from kvstore.serving import Serve
+from kvstore.tracing import Trace
 
 KIB, MIB, GIB, TIB = 1 << 10, 1 << 20, 1 << 30, 1 << 40
 PAGE_NBYTES = 4 * KIB
-TIER_NBYTES_MAX = 16 * TIB  # a place is a 32-bit count of pages
 SEGMENT_NBYTES_MIN, SEGMENT_NBYTES_MAX = MIB, 256 * MIB
 SEGMENTS_MIN = 4  # fewer cannot be recycled
 ENTRIES_MIN, ENTRIES_MAX = 65_536, 2**31
 NBYTES_PER_ENTRY = 64 * KIB  # entries_max = 0 expects blocks of this size or larger
 
 PREFIX = "KVSTORE_"
-Eviction = Literal["gittins", "lru", "s3fifo", "arc"]
-EVICTIONS: tuple[str, ...] = get_args(Eviction)
 # Not settings, though they begin alike: the switch of the sanitizer build, what the tests are told, and what container
 # runtimes set for a service that somebody named kvstore (KVSTORE_SERVICE_HOST, KVSTORE_PORT_7070_TCP_ADDR).
 FOREIGN = re.compile(
@@ -174,36 +174,11 @@ class Mover(_Section):
         le=60_000,
         description="How long a put, or a lease of far blocks, may wait for write-back to make room; 0: not at all.",
     )
-
-
-class Policy(_Section):
-    """Which blocks stay, and what callers may say about that."""
-
-    eviction: Eviction = Field(
-        default="gittins",
-        description="Order in which blocks leave, and whether a new one is worth a place.",
-    )
-    ghosts_max: int = Field(
-        default=1_000_000,
+    prefill_tokens_per_s: int = Field(
+        default=0,
         ge=0,
-        le=1 << 30,
-        description="Blocks that are not stored and that the gittins policy may remember, up to 72 bytes each.",
-    )
-
-    disk_chance_min: float = Field(
-        default=0.2,
-        ge=0,
-        le=1,
-        description="Blocks that gittins expects back in half an hour less likely than this are not written to disk.",
-    )
-    pins_nbytes_max: ByteSize = Field(
-        default=ByteSize(0),
-        ge=0,
-        le=TIER_NBYTES_MAX,
-        description="Bytes of blocks that may be pinned at a time; 0 is a tenth of host.nbytes.",
-    )
-    ttl_blocks_max: int = Field(
-        default=1 << 20, ge=0, le=1 << 26, description="Blocks of chains with a time to live; further ones get none."
+        le=10**9,
+        description="How fast callers compute; far blocks that load more slowly are left out. 0: not known, none are.",
     )
 
 
@@ -228,6 +203,7 @@ class Config(BaseSettings):
     index: Index = Index()
     mover: Mover = Mover()
     policy: Policy = Policy()
+    trace: Trace = Trace()
     serve: Serve = Serve()
     _origins: dict[str, str] = PrivateAttr(default_factory=dict)
 

@@ -10,8 +10,9 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
-from kvstore import policy
+from kvstore import policy, recording
 from kvstore._core import events
 from kvstore._core.index import Index
 from kvstore._core.lease import LeaseTable
@@ -28,17 +29,25 @@ log = logging.getLogger("kvstore")
 
 
 class EmbeddedStore(BlockStore):
-    """A BlockStore that owns its tiers, its mover's thread and, without a configured path, its disk folder."""
+    """A BlockStore that owns its tiers, its threads and, without a configured path, its disk folder."""
 
     _folder: str | None = None
 
     def close(self, flush_ms: float | None = None) -> None:
         """As BlockStore.close; a temporary disk folder is not worth flushing and goes away."""
-        if self._folder is None:
-            super().close() if flush_ms is None else super().close(flush_ms)
-            return
-        super().close(0)
-        shutil.rmtree(self._folder, ignore_errors=True)
+        if self._folder is not None:
+            super().close(0)
+            shutil.rmtree(self._folder, ignore_errors=True)
+        elif flush_ms is None:
+            super().close()
+        else:
+            super().close(flush_ms)
+        if self.recorder is not None:
+            self.recorder.close()
+
+    def stats(self) -> dict[str, Any]:
+        """As BlockStore.stats, with the section `trace`."""
+        return super().stats() | {"trace": recording.OFF if self.recorder is None else self.recorder.stats()}
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -104,10 +113,14 @@ def _open(config: Config, *, shared: bool, policy_ms: Callable[[], int] | None =
         store._folder = folder
         if policy_ms is not None:
             store.mover.policy_ms = policy_ms
+        if config.trace.path:
+            store.recorder = recording.Recorder(config.trace.path, config.trace.nbytes_max, store.clock)
         if far is not None:
             store.attachment.reopen = lambda: _disk(config, folder)
         _prefault(near, config.host.prefault)
         store.mover.start()
+        if store.recorder is not None:
+            store.recorder.start()
         undo.pop_all()
     if near.arena.fallback_reason:
         log.warning("memory is in %s pages: %s", near.arena.page_kind, near.arena.fallback_reason)
@@ -129,6 +142,7 @@ def _assembled(config: Config, near: HostTier, far: Tier | None) -> EmbeddedStor
         pin_leases_max=config.index.leases_max,
         pins_nbytes_max=config.policy.pins_nbytes_max,
         ttl_blocks_max=config.policy.ttl_blocks_max,
+        prefill_tokens_per_s=config.mover.prefill_tokens_per_s,
     )
     return EmbeddedStore(
         index=index,

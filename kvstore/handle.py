@@ -10,15 +10,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kvstore import copying, durability, hashing
+from kvstore import copying, durability, hashing, matching
 from kvstore._core.lease import STOP_FULL
 from kvstore.arrays import Ids, Keys
-from kvstore.arrivals import Arrivals
+from kvstore.arrivals import Arrivals, Terms
 from kvstore.block import BlockLayout, Match, PutResult
-from kvstore.checks import checked_keys, duration_us, whole_number
+from kvstore.checks import checked_keys, duration_us, prefill_rate, whole_number
 from kvstore.copying import Located
 from kvstore.errors import InvalidRequest, LimitExceeded, Unavailable
-from kvstore.hint import Hint, checked_hint, seconds_us
+from kvstore.hint import Hint, checked_hint
+from kvstore.hinting import Hinting
+from kvstore.joining import Step
 from kvstore.lease import Lease
 from kvstore.namespace import NamespaceSpec
 from kvstore.putting import fill_and_commit
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
     from kvstore.store import BlockStore
 
 
-class Namespace:
+class Namespace(Hinting):
     """Blocks of one NamespaceSpec in a store. Made by BlockStore.namespace; safe to use from several threads."""
 
     def __init__(self, store: BlockStore, number: int, spec: NamespaceSpec) -> None:
@@ -40,6 +42,7 @@ class Namespace:
         self._seed = spec.digest()
         self._leases, self._index, self._mover, self._lock = store.leases, store.index, store.mover, store.lock
         self.arena: Arena = store.near.arena
+        self._note = None if store.recorder is None else store.recorder.of(number, spec.block_tokens)
 
     # ---- keys ----
 
@@ -61,29 +64,38 @@ class Namespace:
 
     # ---- reading ----
 
-    def match(self, keys: Keys) -> Match:
+    def match(self, keys: Keys, *, prefill_tokens_per_s: float | None = None) -> Match:
         """The longest stored prefix of `keys`, where it lies, and how long it would take to read. Protects nothing.
 
-        While the far tier is not healthy, what could only be read from there is left out: it is not to be had.
+        While the far tier is not healthy, what could only be read from there is left out: it is not to be had. So is
+        what would take longer to load than to compute (Match.skipped), if it is known how fast the caller computes:
+        from `prefill_tokens_per_s` (0: load in any case), mover.prefill_tokens_per_s, or `computed`.
         """
         self._store.check_open()
-        num_blocks, leading, near = self._index.match(checked_keys(keys), self.number)
-        if near < num_blocks and not self._mover.far_is_well:
-            num_blocks = near = leading
-        far = num_blocks - near
-        by_tier = {}
-        if near:
-            by_tier[self._store.near.name] = near
-        if far:
-            by_tier[self._store.far_name] = far
-        return Match(num_blocks, by_tier, self._mover.load_us(far, self.number) if far else 0)
+        keys, rate = checked_keys(keys), prefill_rate(prefill_tokens_per_s)
+        if self._note is not None:
+            self._note(Step.MATCH, keys)
+        return self.peek(keys, rate)
 
-    def lease(self, keys: Keys, deadline_ms: float | None = None, *, hint: Hint | None = None) -> Lease:
+    def peek(self, keys: Keys, rate: float | None = None) -> Match:
+        """As match, but no request of a caller that is to be recorded."""
+        self._store.check_open()
+        return matching.match(self._store, checked_keys(keys), self.number, rate)
+
+    def lease(
+        self,
+        keys: Keys,
+        deadline_ms: float | None = None,
+        *,
+        hint: Hint | None = None,
+        prefill_tokens_per_s: float | None = None,
+    ) -> Lease:
         """Protect the longest prefix of `keys` that is readable before the deadline (None: wait for all of it).
 
         What cannot be here in time is left out (it counts as `pending`). deadline_ms=0 never waits, but what is far is
         on its way then: ask again. Room for what comes near is made as for a put: for up to the configured put_wait_ms
-        no block leaves that has no far copy. `hint`: what is known of the request, as in `hint`.
+        no block leaves that has no far copy. What is computed sooner than loaded is left out (`skipped`), as in match.
+        `hint`: what is known of the request, as in `hint`.
 
         Errors: InvalidRequest for malformed keys, LimitExceeded over the number of blocks that can be leased at a time.
         """
@@ -91,15 +103,18 @@ class Namespace:
             self._store.check_open()
         keys = checked_keys(keys)
         deadline_us = None if deadline_ms is None else self._deadline_us(deadline_ms)
+        rate = None if prefill_tokens_per_s is None else prefill_rate(prefill_tokens_per_s)
         grip = self._leases.acquire(keys, True, self.number)
         if hint is not None:
             self._store.hints.held(self.number, grip, hint)
+        if self._note is not None:  # who does not wait for what is far asks again
+            self._note(Step.MATCH if deadline_ms == 0 and not grip.is_near else Step.TAKE, keys, hint)
         if grip.is_near:
             return Lease(self, grip, len(keys))
-        arrivals = Arrivals(self, self._store, keys, grip, deadline_us)
-        while arrivals.next():
+        come = Arrivals(self, self._store, keys, grip, Terms(deadline_us, rate))
+        while come.next():
             pass
-        return Lease(self, arrivals.grip, len(keys), arrivals.load_us, arrivals.num_promoted)
+        return Lease(self, come.grip, len(keys), come.far)
 
     def _deadline_us(self, deadline_ms: float | None) -> int | None:
         return None if deadline_ms is None else self._store.clock.now_us() + duration_us("deadline_ms", deadline_ms)
@@ -111,7 +126,13 @@ class Namespace:
         return self._leases.acquire(keys, counted=False, ns=self.number)
 
     def get(
-        self, keys: Keys, out: Any = None, deadline_ms: float | None = None, *, hint: Hint | None = None
+        self,
+        keys: Keys,
+        out: Any = None,
+        deadline_ms: float | None = None,
+        *,
+        hint: Hint | None = None,
+        prefill_tokens_per_s: float | None = None,
     ) -> tuple[int, Any]:
         """Copy the leading readable blocks out: (how many, `out` or a new uint8 array (num_blocks, block_nbytes)).
 
@@ -124,24 +145,27 @@ class Namespace:
             self.locate(out, None, None, writable=True)
         keys = checked_keys(keys)
         deadline_us = None if deadline_ms is None else self._deadline_us(deadline_ms)
+        rate = prefill_rate(prefill_tokens_per_s)
         grip = self._leases.acquire(keys, True, self.number)
         if hint is not None:
             self._store.hints.held(self.number, grip, hint)
+        if self._note is not None:
+            self._note(Step.TAKE, keys, hint)
         if not grip.is_near:
-            return self._get_far(keys, grip, out, deadline_us)
+            if out is None:
+                keys = keys[: grip.num_blocks]  # removed and put again meanwhile, the prefix may be longer than it was
+            return self._get_far(Arrivals(self, self._store, keys, grip, Terms(deadline_us, rate)), out)
         with Lease(self, grip, len(keys)) as lease:
             if out is None:
                 out = np.empty((lease.num_blocks, self.spec.block_nbytes), dtype=np.uint8)
             lease.copy_into(out)
             return lease.num_blocks, out
 
-    def _get_far(self, keys: Keys, grip: Grip, out: Any, deadline_us: int | None) -> tuple[int, Any]:
+    def _get_far(self, arrivals: Arrivals, out: Any) -> tuple[int, Any]:
         """Copy what is near while what follows it is still being read."""
-        made = np.empty((grip.num_blocks, self.spec.block_nbytes), dtype=np.uint8) if out is None else None
-        if made is not None:
-            keys = keys[: len(made)]  # removed and put again meanwhile, the prefix may be longer than it was
+        num_blocks = arrivals.grip.num_blocks
+        made = np.empty((num_blocks, self.spec.block_nbytes), dtype=np.uint8) if out is None else None
         found = self.locate(out if made is None else made, None, None, writable=True)
-        arrivals = Arrivals(self, self._store, keys, grip, deadline_us)
         num_copied = 0
         try:
             while arrivals.grip.num_near > num_copied or arrivals.next():
@@ -155,31 +179,43 @@ class Namespace:
             arrivals.grip.release()
         return num_copied, out if made is None else made[:num_copied]
 
-    def prefetch(self, keys: Keys, tier: str = "host", deadline_ms: float | None = None) -> Future[Match]:
-        """Start bringing the stored prefix near and return at once; the future's result is the Match then.
+    def prefetch(
+        self,
+        keys: Keys,
+        tier: str = "host",
+        deadline_ms: float | None = None,
+        *,
+        prefill_tokens_per_s: float | None = None,
+    ) -> Future[Match]:
+        """Start bringing the stored prefix near and return at once; the future's result is the Match then, as `match`
+        with this rate would give it.
 
         The future cannot be cancelled; it has Unavailable when the store was closed before. Errors: InvalidRequest.
         """
         self._store.check_open()
         if tier != self._store.near.name:
             raise InvalidRequest(f"tier={tier!r}: blocks can be prefetched to {self._store.near.name!r} only")
-        keys, deadline_us = checked_keys(keys), self._deadline_us(deadline_ms)
+        keys, deadline_us, rate = checked_keys(keys), self._deadline_us(deadline_ms), prefill_rate(prefill_tokens_per_s)
         answer: Future[Match] = Future()
         answer.set_running_or_notify_cancel()  # nobody can cancel what is under way
+        if self._note is not None:
+            self._note(Step.MATCH, keys)
         grip = self._leases.acquire(keys, counted=False, ns=self.number)
         with self._lock:
             far = grip.ids()[grip.num_near :]
+            if self._mover.far_is_well:
+                far = far[: self._store.prefill.cut(far, self.number, rate, takes=True).kept]
             promotion = self._mover.promote(far, self.number, deadline_us, drop_unwritten=True)
         grip.release()
         if promotion is None:
-            self._answer(answer, keys)
+            self._answer(answer, keys, rate)
         else:
-            promotion.settled.add_done_callback(lambda _: self._answer(answer, keys))
+            promotion.settled.add_done_callback(lambda _: self._answer(answer, keys, rate))
         return answer
 
-    def _answer(self, answer: Future[Match], keys: Keys) -> None:
+    def _answer(self, answer: Future[Match], keys: Keys, rate: float | None) -> None:
         try:
-            answer.set_result(self.match(keys))
+            answer.set_result(self.peek(keys, rate))
         except Unavailable as error:  # closed meanwhile: whoever waits must not do so for ever
             answer.set_exception(error)
 
@@ -206,6 +242,8 @@ class Namespace:
         store = self._store
         store.check_open()
         wait_us = duration_us("deadline_ms", store.put_wait_ms if deadline_ms is None else deadline_ms)
+        if self._note is not None:
+            self._note(Step.PUT, keys, hint)
         return Reservation(self, store, keys, shard, hint).run(store.clock.now_us() + wait_us)
 
     def check_stop(self, grip: Grip, num_keys: int) -> None:
@@ -269,34 +307,6 @@ class Namespace:
         if hint is not None:
             self._store.hints.known(self.number, keys, hint)
         return result
-
-    # ---- what callers know ----
-
-    def hint(self, keys: Keys, hint: Hint) -> int:
-        """Say what is known of the request behind the stored prefix of `keys`; how many blocks that is. It is no use of
-        them. Errors: InvalidRequest."""
-        self._store.check_open()
-        keys = checked_keys(keys)
-        if checked_hint(hint) is None:
-            raise InvalidRequest("hint=None says nothing; give a kvstore.Hint")
-        return self._store.hints.known(self.number, keys, hint)
-
-    def pin(self, keys: Keys, ttl_s: float) -> int:
-        """Keep the stored prefix of `keys` from eviction and expiry for so long, or until `unpin`; how many blocks that
-        is. By the same keys again it begins anew. Removal takes pinned blocks all the same; a restart forgets pins.
-        Errors: InvalidRequest; LimitExceeded over policy.pins_nbytes_max or index.leases_max, and nothing has changed.
-        """
-        self._store.check_open()
-        keys, ttl_us = checked_keys(keys), seconds_us("ttl_s", ttl_s)
-        with self._lock:
-            return self._store.hints.pins.pin(self.number, keys, ttl_us)
-
-    def unpin(self, keys: Keys) -> int:
-        """End the pins that were asked for by these keys, or a beginning of them; how many blocks no pin is on now."""
-        self._store.check_open()
-        keys = checked_keys(keys)
-        with self._lock:
-            return self._store.hints.pins.unpin(self.number, keys)
 
     def remove(self, keys: Keys) -> int:
         """Remove these blocks and every stored block that extends one of them; returns how many went."""

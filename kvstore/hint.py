@@ -60,6 +60,12 @@ class Hint:
         return None if self.ttl_s is None else seconds_us("ttl_s", self.ttl_s)
 
 
+def hint_of(numbers: Numbers) -> Hint:
+    """What the core was given as these."""
+    ending, priority, tokens = numbers
+    return Hint(stop=STOPS[ending], output_tokens=None if tokens < 0 else tokens, priority=priority)
+
+
 def checked_hint(hint: Any) -> Hint | None:
     """Errors: InvalidRequest for something else than a Hint or None."""
     if hint is not None and not isinstance(hint, Hint):

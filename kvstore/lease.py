@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,18 @@ if TYPE_CHECKING:
 
 
 REVOKED = "this lease was held for too long and taken away"
+
+
+class Far(NamedTuple):
+    """What became of the far part of a leased prefix."""
+
+    load_us: int = 0
+    num_promoted: int = 0
+    skipped: int = 0
+    recompute_us: int = 0
+
+
+NO_FAR = Far()
 
 
 class Lending(Protocol):
@@ -39,22 +51,24 @@ class Lease:
     """The longest prefix of some keys that is readable now; use it in a `with`, or call `release`.
 
     `num_blocks` leading blocks are readable, `num_promoted` of them were read from a farther tier for it; `pending`
-    more are stored farther away and not here yet (`load_us`: when they may be). While the lease lives none of them is
-    evicted. Views that are still in use when it is released keep
-    it alive: a block is never overwritten while somebody can see it.
+    more are stored farther away and not here yet (`load_us`: when they may be), and `skipped` are left there because
+    they can be computed sooner, in `recompute_us`. While the lease lives none of them is evicted. Views that are still
+    in use when it is released keep it alive: a block is never overwritten while somebody can see it.
     """
 
-    __slots__ = ("_grip", "_namespace", "_num_keys", "_window", "load_us", "num_blocks", "num_promoted", "pending")
+    __slots__ = (
+        *("_grip", "_namespace", "_num_keys", "_window", "load_us", "num_blocks", "num_promoted", "pending"),
+        *("recompute_us", "skipped"),
+    )
 
-    def __init__(self, namespace: Lending, grip: Grip, num_keys: int, load_us: int = 0, num_promoted: int = 0) -> None:
+    def __init__(self, namespace: Lending, grip: Grip, num_keys: int, far: Far = NO_FAR) -> None:
         self._namespace = namespace
         self._grip: Grip | None = grip
         self._window: Window | None = None
         self._num_keys = num_keys
         self.num_blocks: int = grip.num_near
-        self.pending: int = grip.num_blocks - grip.num_near
-        self.load_us = load_us
-        self.num_promoted = num_promoted
+        self.load_us, self.num_promoted, self.skipped, self.recompute_us = far
+        self.pending: int = grip.num_blocks - grip.num_near - self.skipped
 
     def _held(self) -> Grip:
         if self._grip is None:

@@ -22,6 +22,8 @@ COUNTERS = frozenset(
             "lookups.blocks_found",
             "lookups.blocks_near",
             "lookups.blocks_far",
+            "lookups.blocks_skipped",
+            "lookups.probes",
         ),
         *("tiers.evicted", "tiers.dropped", "index.evicted_near", "index.evicted_far", "index.dropped_unwritten"),
         *("index.spared", "mover.written_blocks", "mover.promoted_blocks", "mover.carried_blocks"),
@@ -29,6 +31,7 @@ COUNTERS = frozenset(
         *("mover.scrubbed_blocks", "mover.scrub_rotten_blocks", "mover.scrub_rounds", "mover.defects"),
         *("traffic.put_nbytes", "traffic.got_nbytes", "index.hints", "policy.ttl_ignored", "policy.expired_blocks"),
         *("mover.write_nbytes", "mover.write_us", "mover.read_nbytes", "mover.read_us"),
+        *("trace.calls", "trace.dropped_calls", "trace.requests"),
         *("service.calls", "service.refused", "service.sent_nbytes", "service.received_nbytes"),
     }
 )

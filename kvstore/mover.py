@@ -50,7 +50,7 @@ class Mover(Space, Stepper):
         self._vain_carries = 0  # that ended since there was a place
         self._writes: deque[Write] = deque()
         self._stranded: list[Write] = []  # to a tier that was given up: their blocks stay in place until it answers
-        self._promoter = Promoter(self)
+        self.promoter = Promoter(self)
         self.budget = WriteBudget(limits.write_nbytes_per_s, limits.write_nbytes_per_day)
         self._carry: Carry | None = None
         self.recency = Recency(index, far, clock)
@@ -185,11 +185,11 @@ class Mover(Space, Stepper):
     def promote(self, ids: Ids, ns: int, deadline_us: int | None, *, drop_unwritten: bool) -> Promotion | None:
         """Start reading far blocks into near places: as many leading ones as there is room and queue for, in pieces, so
         that the first can be used while the last are still under way."""
-        return self._promoter.promote(ids, ns, deadline_us, drop_unwritten=drop_unwritten)
+        return self.promoter.promote(ids, ns, deadline_us, drop_unwritten=drop_unwritten)
 
     def settle(self, read: Read) -> None:
         """Make what a read that is done has brought count, unless somebody did so before."""
-        self._promoter.settle(read)
+        self.promoter.settle(read)
 
     def rotten(self, ids: Ids) -> None:
         """Blocks whose far copy is damaged: they, and what extends them, are gone and never come back."""
@@ -197,11 +197,6 @@ class Mover(Space, Stepper):
             self.corrupt_blocks += len(ids)
             self.index.remove(ids, core.CORRUPT, self.clock.time_s())
             self.reap()
-
-    def load_us(self, num_blocks: int, ns: int) -> int:
-        """Estimate until `num_blocks` more far blocks are near: the queue and they, at the measured bandwidth."""
-        nbytes = num_blocks * self.sizes[ns].block_nbytes + int(self.put.arriving_nbytes)
-        return self.read_bandwidth.estimate_us(nbytes) if num_blocks else 0
 
     # ---- recycling of far space ----
 
@@ -229,7 +224,7 @@ class Mover(Space, Stepper):
     def step(self) -> None:
         """Settle what is done, start what is allowed. Never waits."""
         now_us = self.clock.now_us()
-        self._promoter.step()
+        self.promoter.step()
         self.settle_writes()
         self.chore()
         self.tend()
@@ -245,7 +240,7 @@ class Mover(Space, Stepper):
             if self.sizes and self.far.usage().doubtful:
                 self._start_carry(next(iter(self.sizes)))
             self._start_writes(now_us)
-        self._scrub.step(now_us, self._promoter.num_reads)
+        self._scrub.step(now_us, self.promoter.num_reads)
         if self._awaited and self.progress() is None:
             self.made_progress()  # what they wait for will not come
 
@@ -265,13 +260,13 @@ class Mover(Space, Stepper):
     def progress(self) -> Future[None] | None:
         """Done when the next batch settles, or when it turns out that none will; None when nothing is under way or
         queued that could."""
-        busy = self._writes or self._promoter.num_reads or self._carry is not None
+        busy = self._writes or self.promoter.num_reads or self._carry is not None
         now_us = self.clock.now_us()
         starved = self._far_full or self._starved(now_us) or self.budget.is_used_up(now_us)
         if not (busy or (self._backlog and not starved and self.far_is_well)):
             return None  # whoever waits already is told by the next step
         self._awaited = True
-        self._promoter.hurry()
+        self.promoter.hurry()
         return self._progress
 
     def _starved(self, now_us: int) -> bool:
@@ -290,7 +285,7 @@ class Mover(Space, Stepper):
         while True:
             with self.lock:
                 self.step()
-                under_way = self._promoter.reads | ({self._carry} if self._carry is not None else set())
+                under_way = self.promoter.reads | ({self._carry} if self._carry is not None else set())
                 if holding is None:  # what begins later cannot hold what is removed by now
                     holding = under_way if self.index.num_removed else set()
                 holding = holding & under_way
@@ -359,19 +354,19 @@ class Mover(Space, Stepper):
         if self._carry is not None:
             writing.append(self._carry.abandon())
             self._carry = None
-        self._promoter.strand()
+        self.promoter.strand()
         self.made_progress()
         return writing
 
     def give_up(self) -> None:
         """The far tier was closed and answers nothing any more: let those look again who wait for it."""
-        self._promoter.give_up()
+        self.promoter.give_up()
         self.made_progress()
 
     @property
     def num_views(self) -> int:
         """Views of near blocks that transfers under way hold."""
-        return sum(len(write.ids) for write in (*self._writes, *self._stranded)) + self._promoter.num_blocks
+        return sum(len(write.ids) for write in (*self._writes, *self._stranded)) + self.promoter.num_blocks
 
     def stats(self) -> dict[str, Any]:
         """Counters of all movement."""
@@ -379,7 +374,7 @@ class Mover(Space, Stepper):
         return {
             "queued_blocks": self._backlog.num_blocks,
             "writes_under_way": len(self._writes),
-            "reads_under_way": self._promoter.num_reads,
+            "reads_under_way": self.promoter.num_reads,
             "written_blocks": self.written_blocks,
             "promoted_blocks": self.promoted_blocks,
             "carried_blocks": self.carried_blocks,

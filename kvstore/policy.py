@@ -12,6 +12,9 @@ ENDURANCE_BURST_US = DAY_US // 4  # a quarter of what may be written a day may b
 # Eviction policies that take full blocks only, as every engine puts them. Of a trace the others, as baselines, also
 # keep the partial block at the end of a prompt, as published numbers do. It counts as asked for either way.
 FULL_BLOCKS_ONLY = frozenset({"gittins"})
+PROBE_US = 10_000_000  # a path that was worth no load, and carried nothing for so long, is looked at again
+STALE_WEIGHT = 0.01  # what the measurements before such a pause still weigh after it
+RATE_HALF_US = 60_000_000  # what was computed so long ago weighs half
 SPARE_SHARE = 1024  # the spare slots of a tier are at most this part of it, so that small stores stay exact
 
 
@@ -75,9 +78,47 @@ def endurance_left_nbytes(full_us: int, now_us: int, nbytes_per_day: int) -> int
     return max(0, ENDURANCE_BURST_US - missing_us) * nbytes_per_day // DAY_US
 
 
+def blocks_to_load(num_blocks: int, num_far: int, queue_us: float, load_us: float, compute_us: float) -> int:
+    """How many of `num_blocks` leading blocks are worth having that way: `num_far` of them are loaded, behind what
+    takes `queue_us`, for `load_us` each; what is behind those is computed anew, for `compute_us` each.
+
+    With k of n blocks kept it takes queue_us + k * load_us + (n - k) * compute_us, or n * compute_us with none. In k
+    that is a straight line with a step at 0, so that the least is at one of its ends: all of them, or none. A near
+    block among them saves its computing and costs nothing.
+    """
+    return num_blocks if queue_us + num_far * load_us <= num_blocks * compute_us else 0
+
+
+def may_probe(now_us: int, measured_us: int, probed_us: int) -> bool:
+    """May a few blocks be loaded that are not worth it by what was measured? A path that nobody uses cannot be seen to
+    become faster: once PROBE_US have passed since the last measurement and the last probe."""
+    return now_us - max(measured_us, probed_us) >= PROBE_US
+
+
+@dataclass(slots=True)
+class TokenRate:
+    """How fast tokens are computed: tokens and the time they took, the recent past weighing most."""
+
+    tokens: float = 0.0
+    busy_us: float = 0.0
+    recorded_us: int = 0
+
+    def record(self, num_tokens: int, elapsed_us: float, now_us: int) -> None:
+        """So many tokens were computed in this time, until now."""
+        kept = 0.5 ** (max(0, now_us - self.recorded_us) / RATE_HALF_US)
+        self.tokens, self.busy_us = kept * self.tokens + num_tokens, kept * self.busy_us + elapsed_us
+        self.recorded_us = now_us
+
+    @property
+    def tokens_per_s(self) -> float:
+        """0.0 while nothing was recorded."""
+        return self.tokens / self.busy_us * 1e6 if self.busy_us else 0.0
+
+
 @dataclass(slots=True)
 class Bandwidth:
-    """Measured throughput of one path: bytes and busy time, the recent past weighing most.
+    """Measured throughput of one path: bytes and busy time, the recent past weighing most, and what was before a pause
+    of PROBE_US hardly anything.
 
     Transfers that overlap share their time: the path is busy while any of them is under way.
     """
@@ -90,6 +131,8 @@ class Bandwidth:
 
     def record(self, nbytes: int, began_us: int, ended_us: int) -> None:
         """One transfer; to be called in the order in which they end."""
+        if began_us - self.busy_until_us >= PROBE_US:  # it may be another device by now
+            self.nbytes, self.busy_us = STALE_WEIGHT * self.nbytes, STALE_WEIGHT * self.busy_us
         elapsed_us = ended_us - max(began_us, self.busy_until_us)
         self.busy_until_us = ended_us
         self.total_nbytes += nbytes

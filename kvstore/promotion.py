@@ -62,6 +62,12 @@ class Promoter:
         """How many pieces are under way."""
         return len(self._reads)
 
+    def num_coming(self, ids: Ids) -> int:
+        """How many of these blocks are being read already."""
+        if not self._reads or not len(ids):
+            return 0
+        return int(np.isin(ids, np.concatenate([read.ids for read in self._reads])).sum())
+
     def promote(self, ids: Ids, ns: int, deadline_us: int | None, *, drop_unwritten: bool) -> Promotion | None:
         """As Mover.promote."""
         mover = self._mover

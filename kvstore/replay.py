@@ -1,7 +1,8 @@
 """Replay: a request trace through a real store, with real bytes.
 
 Each request leases the stored prefix of its blocks, reads it, and puts the rest, as an engine would: hits first, then
-what had to be computed. Block ids of the trace are chained already, so they serve as an engine's own block hashes.
+what had to be computed. Block ids of the trace are chained already, so they serve as an engine's own block hashes. All
+namespaces of a trace share one: they have no id in common, and every block has the size that is asked for.
 """
 
 from __future__ import annotations
@@ -43,12 +44,13 @@ class Result(Counts):
     """Everything a replay measured; times in µs, sizes in bytes."""
 
     requests: int = 0
+    tokens_reused: int = 0
     elapsed_us: int = 0
     paths: dict[str, Traffic] = field(default_factory=dict)
     samples: list[Sample] = field(default_factory=list)
 
 
-def trace_keys(namespace: Namespace, block_ids: NDArray[np.uint32]) -> Keys:
+def trace_keys(namespace: Namespace, block_ids: NDArray[np.uint64]) -> Keys:
     """Keys of a trace's chained block ids."""
     hashes: Any = np.ascontiguousarray(block_ids, dtype="<u8").view(np.uint8).reshape(-1, 8)
     return namespace.keys(block_hashes=hashes)
@@ -103,7 +105,9 @@ class Replay:
         self.result.blocks_asked += len(request.block_ids) - num_blocks
         if num_blocks:
             keys = trace_keys(self._namespace, request.block_ids[:num_blocks])
-            self._caller.put(keys, self._caller.read(keys), request_hint(request))
+            hit = self._caller.read(keys)
+            self.result.tokens_reused += hit * request.block_tokens
+            self._caller.put(keys, hit, request_hint(request))
 
     def _sample(self, request: Request) -> None:
         result = self.result

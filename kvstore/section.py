@@ -7,6 +7,8 @@ from typing import cast
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
+TIER_NBYTES_MAX = 16 << 40  # a place is a 32-bit count of pages
+
 
 class Section(BaseModel):
     """Immutable, and an unknown key is an error."""

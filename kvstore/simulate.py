@@ -86,7 +86,7 @@ def demand(requests: Iterable[Request]) -> Demand:
     if len(all_requests) > core.REQUESTS_MAX or starts[-1] > core.IDS_MAX:
         limits = f"at most {core.REQUESTS_MAX:,} and {core.IDS_MAX:,}"
         raise LimitExceeded(f"{len(all_requests):,} requests of {starts[-1]:,} blocks; {limits}")
-    named = np.concatenate([np.empty(0, np.uint32), *(request.block_ids for request in all_requests)])
+    named = np.concatenate([np.empty(0, np.uint64), *(request.block_ids for request in all_requests)])
     unique, ids = np.unique(named, return_inverse=True)
     _require_chains(named, ids, starts)
     return Demand(
@@ -108,7 +108,7 @@ def _ends_partial(request: Request) -> bool:
     return len(request.block_ids) > request.num_full
 
 
-def _require_chains(named: _U32, ids: NDArray[np.intp], starts: NDArray[np.uint64]) -> None:
+def _require_chains(named: NDArray[np.uint64], ids: NDArray[np.intp], starts: NDArray[np.uint64]) -> None:
     """An id stands for a whole prefix: wherever it occurs, the same one is before it, or it is the first."""
     before = np.roll(ids, 1)
     before[starts[:-1][np.diff(starts) > 0].astype(np.intp)] = -1

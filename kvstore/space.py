@@ -35,6 +35,7 @@ class Limits:
     pin_leases_max: int = 1 << 16
     pins_nbytes_max: int = 0  # 0: a tenth of near_nbytes
     ttl_blocks_max: int = 1 << 20
+    prefill_tokens_per_s: int = 0  # 0: not known
     batches: policy.WriteBack = field(default_factory=policy.WriteBack)
 
 
@@ -114,6 +115,10 @@ class Space:
         """Give back what removed blocks occupied, as far as nobody leases them."""
         if self.index.num_removed:
             self.put.reap()
+        self.return_far()
+
+    def return_far(self) -> None:
+        """Give back the far places of removed blocks that the core let go of by itself, with a reservation."""
         if self.put.has_freed_far:
             self.give_back([(FAR, ns, places) for ns, places in self.put.take_far()])
 

@@ -27,7 +27,9 @@ from kvstore.handle import Namespace
 from kvstore.hints import Hints
 from kvstore.mover import Mover
 from kvstore.namespace import NamespaceSpec
+from kvstore.prefill import Prefill
 from kvstore.quota import Quotas
+from kvstore.recording import Recorder
 from kvstore.space import Sizes, slot_nbytes
 from kvstore.tiers.base import PLACE_NBYTES, DurableTier, Tier, Usage
 from kvstore.tiers.host import HostTier
@@ -47,6 +49,8 @@ class BlockStore(Watching):
 
     Safe to use from several threads. Lookups and leases take no lock; whatever changes the store takes one.
     """
+
+    recorder: Recorder | None = None  # of what callers ask for; namespaces that are opened later note it there
 
     def __init__(
         self,
@@ -69,7 +73,7 @@ class BlockStore(Watching):
         self.abandoned: deque[tuple[Ids, int]] = deque()
         self._reserved: deque[tuple[int, Ids, Words]] = deque()
         self._ttl_us = reservation_ttl_ms * 1000
-        self.quotas, self.hints = Quotas(mover), Hints(self)
+        self.quotas, self.hints, self.prefill = Quotas(mover), Hints(self), Prefill(mover)
         self._specs: dict[int, NamespaceSpec] = {}
         self._numbers: dict[str, int] = {}
         self._opened: set[int] = set()
@@ -242,6 +246,7 @@ class BlockStore(Watching):
         """Commit one part of reserved blocks; returns how many had been undone before."""
         num_lost: int = self.mover.put.commit(ids, shard, self.clock.time_s())
         self.mover.collect()
+        self.mover.return_far()
         return num_lost
 
     def count_got(self, nbytes: int) -> None:
@@ -258,8 +263,9 @@ class BlockStore(Watching):
             expires_us, ids, words = self._reserved[0]
             is_over = now_us >= expires_us
             if self.mover.put.expire(ids, words, is_over, self.clock.time_s()) and not is_over:
-                return
+                break
             self._reserved.popleft()
+        self.mover.return_far()
 
     def _chore(self) -> None:
         self.settle_locked()
@@ -302,19 +308,18 @@ class BlockStore(Watching):
         with self.lock:
             self.check_open()
             counts = self.index.counts()
-            tiers = {self.near.name: self._tier_stats(self.near.usage(), counts["near"], self.near_capacity)}
+            tiers = {self.near.name: self.near.usage().stats(counts["near"], self.near_capacity)}
             tiers[self.near.name] |= {
                 "page_kind": self.near.arena.page_kind,
                 "prefaulted_nbytes": self.near.arena.prefaulted_nbytes,
                 "evicted": counts["evicted_near"],
             }
             if self.far is not None or self.attachment.is_detached:
-                tiers[self.far_name] = self._tier_stats(self.far.usage() if self.far else DETACHED, counts["far"], None)
-                is_attached = not self.attachment.is_detached
-                tiers[self.far_name] |= {"evicted": counts["evicted_far"], "attached": is_attached}
+                tiers[self.far_name] = (self.far.usage() if self.far else DETACHED).stats(counts["far"])
+                tiers[self.far_name] |= {"evicted": counts["evicted_far"], "attached": not self.attachment.is_detached}
                 if isinstance(self.far, DurableTier):
                     tiers[self.far_name]["dropped"] = self.num_dropped + self.far.num_dropped
-            lookups = self.index.lookups()
+            lookups = self.index.lookups() | self.prefill.stats()
             lookups["blocks_far"] = lookups["blocks_found"] - lookups["blocks_near"]
             lookups["leases_in_use"] -= self.hints.pins.num_leases
             return {
@@ -325,21 +330,14 @@ class BlockStore(Watching):
                 "mover": self.mover.stats(),
                 "policy": self.mover.policy_stats() | self.hints.stats(),
                 "namespaces": {
-                    spec.title: {"tenant": spec.tenant, **self.quotas.stats(number)}
+                    spec.title: {
+                        "tenant": spec.tenant,
+                        **self.quotas.stats(number),
+                        "prefill_tokens_per_s": self.prefill.learned_per_s(number),
+                    }
                     for number, spec in self._specs.items()
                 },
             }
-
-    @staticmethod
-    def _tier_stats(usage: Usage, num_blocks: int, capacity_nbytes: int | None) -> dict[str, Any]:
-        return {
-            "blocks": num_blocks,
-            "used_nbytes": usage.used_nbytes,
-            "capacity_nbytes": usage.capacity_nbytes if capacity_nbytes is None else capacity_nbytes,
-            "healthy": usage.healthy,
-            "reason": usage.reason,
-            **usage.facts,
-        }
 
     def check(self) -> None:
         """Audit the index and its accounting against the tiers; AssertionError names the rule. For tests."""

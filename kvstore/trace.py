@@ -1,10 +1,14 @@
 """Request traces: one JSON object per line, plain or gzip, read as a stream.
 
+The format of published traces, with two optional fields for what a store records of itself.
+
 | field | meaning |
 |---|---|
 | timestamp | milliseconds from the trace's start; never goes back |
 | input_length, output_length | tokens of the prompt and of the answer |
-| hash_ids | one id per BLOCK_TOKENS tokens of the prompt, chained: equal id, equal prefix up to there |
+| hash_ids | one id from 0 to 2^53 - 1 per block of the prompt, chained: equal id, equal prefix up to there |
+| block_tokens | optional: tokens of a block; 512 |
+| namespace | optional: from 0 to 2^53 - 1, which of several namespaces it is of; 0 |
 | stop_reason | optional: why the answer ended |
 
 The last id may cover a partial block; some traces leave that one out. Other fields are ignored.
@@ -30,7 +34,8 @@ BLOCK_TOKENS = 512
 LINE_NBYTES_MAX = 16 << 20
 TIMESTAMP_MS_MAX = 2**53
 TOKENS_MAX = 2**31 - 1
-IDS_MAX = 2**32 - 1
+BLOCK_TOKENS_MAX = 65_536
+ID_MAX = 2**53 - 1  # what every reader of JSON can tell apart
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,13 +45,15 @@ class Request:
     timestamp_ms: int
     input_tokens: int
     output_tokens: int
-    block_ids: NDArray[np.uint32]  # read-only, (num_blocks,)
-    stop_reason: str  # "" when the trace does not say
+    block_ids: NDArray[np.uint64]  # read-only, (num_blocks,)
+    stop_reason: str = ""  # "" when the trace does not say
+    block_tokens: int = BLOCK_TOKENS
+    namespace: int = 0
 
     @property
     def num_full(self) -> int:
         """Blocks without a partial one at the end."""
-        return min(len(self.block_ids), self.input_tokens // BLOCK_TOKENS)
+        return min(len(self.block_ids), self.input_tokens // self.block_tokens)
 
 
 def read_trace(path: str | os.PathLike[str]) -> Iterator[Request]:
@@ -69,6 +76,21 @@ def read_trace(path: str | os.PathLike[str]) -> Iterator[Request]:
         raise InvalidRequest(f"{name}: cannot be read after line {number}: {error}") from None
 
 
+def encode(request: Request) -> bytes:
+    """The line of a request, as `read_trace` reads it."""
+    fields: dict[str, object] = {
+        "timestamp": request.timestamp_ms,
+        "input_length": request.input_tokens,
+        "output_length": request.output_tokens,
+        "block_tokens": request.block_tokens,
+        "namespace": request.namespace,
+        "hash_ids": request.block_ids.tolist(),
+    }
+    if request.stop_reason:
+        fields["stop_reason"] = request.stop_reason
+    return json.dumps(fields, separators=(",", ":")).encode() + b"\n"
+
+
 def _opened(path: Path) -> IO[bytes]:
     with path.open("rb") as file:
         is_gzip = file.read(2) == b"\x1f\x8b"
@@ -85,6 +107,7 @@ def _request(line: bytes, where: str, earliest_ms: int) -> Request:
     if not isinstance(fields, dict):
         raise InvalidRequest(f"{where}: must be a JSON object, not {_shown(fields)}")
     input_tokens = _whole(fields, "input_length", where, 0, TOKENS_MAX)
+    block_tokens = _whole({"block_tokens": BLOCK_TOKENS, **fields}, "block_tokens", where, 1, BLOCK_TOKENS_MAX)
     stop_reason = fields.get("stop_reason", "")
     if not isinstance(stop_reason, str):
         raise InvalidRequest(f"{where}: stop_reason must be text, not {_shown(stop_reason)}")
@@ -92,8 +115,10 @@ def _request(line: bytes, where: str, earliest_ms: int) -> Request:
         timestamp_ms=_whole(fields, "timestamp", where, earliest_ms, TIMESTAMP_MS_MAX),
         input_tokens=input_tokens,
         output_tokens=_whole(fields, "output_length", where, 0, TOKENS_MAX),
-        block_ids=_ids(fields, where, input_tokens),
+        block_ids=_ids(fields, where, input_tokens, block_tokens),
         stop_reason=stop_reason,
+        block_tokens=block_tokens,
+        namespace=_whole({"namespace": 0, **fields}, "namespace", where, 0, ID_MAX),
     )
 
 
@@ -105,19 +130,19 @@ def _whole(fields: dict[str, Any], field: str, where: str, low: int, high: int) 
     return value
 
 
-def _ids(fields: dict[str, Any], where: str, input_tokens: int) -> NDArray[np.uint32]:
+def _ids(fields: dict[str, Any], where: str, input_tokens: int, block_tokens: int) -> NDArray[np.uint64]:
     ids = fields.get("hash_ids")
     if not isinstance(ids, list) or not set(map(type, ids)) <= {int}:
         given = _shown(ids) if "hash_ids" in fields else "missing"
         raise InvalidRequest(f"{where}: hash_ids must be a list of whole numbers, not {given}")
-    num_full, rest = divmod(input_tokens, BLOCK_TOKENS)
+    num_full, rest = divmod(input_tokens, block_tokens)
     if not num_full <= len(ids) <= num_full + (rest > 0):
         raise InvalidRequest(
-            f"{where}: hash_ids has {len(ids)} ids, not one for each {BLOCK_TOKENS} of {input_tokens} tokens"
+            f"{where}: hash_ids has {len(ids)} ids, not one for each {block_tokens} of {input_tokens} tokens"
         )
-    if ids and not 0 <= min(ids) <= max(ids) <= IDS_MAX:
-        raise InvalidRequest(f"{where}: hash_ids must be from 0 to {IDS_MAX}, not {min(ids)} to {max(ids)}")
-    block_ids = np.array(ids, dtype=np.uint32)
+    if ids and not 0 <= min(ids) <= max(ids) <= ID_MAX:
+        raise InvalidRequest(f"{where}: hash_ids must be from 0 to {ID_MAX}, not {min(ids)} to {max(ids)}")
+    block_ids = np.array(ids, dtype=np.uint64)
     block_ids.flags.writeable = False
     return block_ids
 

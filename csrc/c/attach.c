@@ -151,8 +151,8 @@ uint32_t kv_attach_redeem(kv_attach *attach, const uint8_t *secret, uid_t uid, u
 int kv_attach_ask(kv_attach *attach, const kv_help *help) {
     pthread_mutex_lock(&attach->lock);
     int is_collect = help->kind == KV_HELP_COLLECT, is_asked = is_collect && attach->is_collect_asked;
-    /* Promotions are wishes, and one client can have many: they leave room for who waits. */
-    uint32_t most = help->kind == KV_HELP_PROMOTE ? KV_HELP_MAX / 2 : KV_HELP_MAX;
+    /* Promotions and records are wishes, and one client can have many: they leave room for who waits. */
+    uint32_t most = help->keys != NULL ? KV_HELP_MAX / 2 : KV_HELP_MAX;
     int is_full = attach->help_head - attach->help_tail >= most;
     if (!is_full && !is_asked) attach->help[attach->help_head++ % KV_HELP_MAX] = *help;
     if (!is_full && is_collect) attach->is_collect_asked = 1;
@@ -197,6 +197,10 @@ void kv_attach_helped(kv_attach *attach, uint32_t client, uint32_t turn, uint32_
         parked->is_heard = parked->is_ready = 1;
     }
     pthread_mutex_unlock(&attach->lock);
+}
+
+void kv_attach_record(kv_attach *attach) {
+    attach->is_recording = 1;
 }
 
 void kv_attach_set_wait(kv_attach *attach, uint32_t put_wait_ms) {

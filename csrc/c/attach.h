@@ -32,12 +32,13 @@ typedef struct {
     uint64_t num_clients, num_silent;      /* silent: without a connection, and not dead yet */
     uint64_t num_accepted, num_refused, num_malformed, num_reclaimed;
     uint64_t num_reservations, reserved_nbytes, num_revoked, num_expired;
-    uint64_t num_reserved, num_committed, num_waits;
+    uint64_t num_reserved, num_committed, num_waits, num_unrecorded;
 } kv_attach_counts;
 
 enum kv_help_kind {
     KV_HELP_PROMOTE = 1, KV_HELP_ROOM = 2, KV_HELP_QUOTA = 3, KV_HELP_ENTRIES = 4,
     KV_HELP_COLLECT = 5, /* blocks became visible that have no far copy */
+    KV_HELP_RECORD = 6,  /* a chain was to be reserved: a request to be recorded */
 };
 
 /* What the store is asked for. Room, quota and entries are answered by kv_attach_helped, the others are not. */
@@ -45,9 +46,10 @@ typedef struct {
     enum kv_help_kind kind;
     uint16_t ns;
     uint32_t client, turn; /* whose reservation waits, and which */
-    uint32_t num_blocks; /* room, quota and entries for so many; keys of a promotion */
+    uint32_t num_blocks; /* room, quota and entries for so many; keys of a promotion or a record */
     uint32_t deadline_ms;
-    uint8_t *keys;       /* a promotion's; the taker frees it */
+    kv_hint hint;        /* of a record */
+    uint8_t *keys;       /* of a promotion or a record; the taker frees them */
 } kv_help;
 
 typedef struct kv_attach kv_attach;
@@ -77,6 +79,8 @@ void kv_attach_heard(kv_attach *attach, uint32_t client, uint32_t turn);
 /* The reservation that waits can go on, with these kv_put_flags in addition; KV_LATE only if no blocks have become visible
  * since `num_fresh` of them had (kv_put_num_fresh): they may be written, and then go. */
 void kv_attach_helped(kv_attach *attach, uint32_t client, uint32_t turn, uint32_t flags, uint32_t num_fresh);
+/* The store is told of every chain that is to be reserved; before serving begins. */
+void kv_attach_record(kv_attach *attach);
 /* From the next reservation on. */
 void kv_attach_set_wait(kv_attach *attach, uint32_t put_wait_ms);
 

@@ -404,6 +404,18 @@ static uint32_t exceeded(const kv_attach *attach, const kv_client *client, const
     return client->reserved_nbytes + wanted_nbytes > attach->limits.reserved_nbytes_max ? KV_LIMIT_RESERVED : 0;
 }
 
+/* Hand a chain to the store. 0, -ENOMEM, or -ENOSPC when it has enough to do. */
+static int pass_on(kv_attach *attach, const kv_chain *chain, enum kv_help_kind kind) {
+    size_t nbytes = (size_t)chain->num_keys * KV_KEY_NBYTES;
+    kv_help help = {.kind = kind, .ns = (uint16_t)chain->ns, .num_blocks = chain->num_keys,
+                    .deadline_ms = chain->deadline_ms, .hint = chain->hint, .keys = malloc(nbytes)};
+    if (help.keys == NULL) return -ENOMEM;
+    memcpy(help.keys, chain + 1, nbytes);
+    if (kv_attach_ask(attach, &help) == 0) return 0;
+    free(help.keys);
+    return -ENOSPC;
+}
+
 static int serve_reserve(kv_attach *attach, kv_client *client, ssize_t nbytes) {
     const kv_chain *chain = (const kv_chain *)client->request;
     if (!is_chain(client, nbytes)) return malformed(attach, client, KV_STATUS_MALFORMED);
@@ -412,6 +424,8 @@ static int serve_reserve(kv_attach *attach, kv_client *client, ssize_t nbytes) {
     if (!(space->all_parts >> chain->shard & 1)) return malformed(attach, client, KV_STATUS_MALFORMED);
     uint32_t limit = exceeded(attach, client, chain);
     if (limit != 0) return refuse(client, KV_STATUS_LIMIT, limit);
+    if (attach->is_recording && pass_on(attach, chain, KV_HELP_RECORD) < 0)
+        COUNTED(attach, attach->counts.num_unrecorded++);
     /* Without a far tier nothing is under way that could make room later. */
     return try_reserve(attach, client, chain, attach->put->has_far ? 0 : KV_LATE);
 }
@@ -468,13 +482,9 @@ static int serve_promote(kv_attach *attach, kv_client *client, ssize_t nbytes) {
     const kv_chain *chain = (const kv_chain *)client->request;
     if (!is_chain(client, nbytes)) return malformed(attach, client, KV_STATUS_MALFORMED);
     if (!(rights_in(client, chain->ns) & KV_RIGHT_READ)) return refuse(client, KV_STATUS_DENIED, 0);
-    kv_help help = {.kind = KV_HELP_PROMOTE, .ns = (uint16_t)chain->ns, .num_blocks = chain->num_keys,
-                    .deadline_ms = chain->deadline_ms, .keys = malloc((size_t)chain->num_keys * KV_KEY_NBYTES)};
-    if (help.keys == NULL) return refuse(client, KV_STATUS_MEMORY, 0);
-    memcpy(help.keys, client->request + sizeof *chain, (size_t)chain->num_keys * KV_KEY_NBYTES);
-    if (kv_attach_ask(attach, &help) == 0) return refuse(client, KV_STATUS_OK, 0);
-    free(help.keys);
-    return refuse(client, KV_STATUS_LIMIT, KV_LIMIT_RESERVATIONS);
+    int code = pass_on(attach, chain, KV_HELP_PROMOTE);
+    if (code == -ENOMEM) return refuse(client, KV_STATUS_MEMORY, 0);
+    return code == 0 ? refuse(client, KV_STATUS_OK, 0) : refuse(client, KV_STATUS_LIMIT, KV_LIMIT_RESERVATIONS);
 }
 
 int kv_session_serve(kv_attach *attach, kv_client *client, ssize_t nbytes) {

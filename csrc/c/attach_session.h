@@ -75,6 +75,7 @@ struct kv_attach {
     uint8_t *reply;                 /* scratch of the serving thread, as are the next ones */
     uint8_t plan[KV_ATTACH_KEYS_MAX];
     uint32_t ids[KV_ATTACH_KEYS_MAX], places[KV_ATTACH_KEYS_MAX];
+    int is_recording;
     int64_t looked_us;
     uint32_t turns;
     uint64_t serials;

@@ -110,18 +110,25 @@ static void enter_bin(kv_cohorts *cohorts, uint32_t number) {
     cohort->newer = 0;
     cohort->older = *newest;
     if (*newest) cohorts->cohorts[*newest].newer = number;
-    else cohorts->oldest[cohort->bin] = number;
+    else cohorts->oldest[cohort->bin] = number, cohorts->oldest_time[cohort->bin] = cohort->time;
     *newest = number;
     cohorts->survival.curves[cohort->class_number].waiting[cohort->bin] += cohort->num_blocks;
+    cohorts->population[cohort->bin] += cohort->num_blocks;
 }
 
 static void leave_bin(kv_cohorts *cohorts, uint32_t number) {
     const kv_cohort *cohort = &cohorts->cohorts[number];
     if (cohort->older) cohorts->cohorts[cohort->older].newer = cohort->newer;
     else cohorts->oldest[cohort->bin] = cohort->newer;
-    if (cohort->newer) cohorts->cohorts[cohort->newer].older = cohort->older;
-    else cohorts->newest[cohort->bin] = cohort->older;
+    if (cohort->newer) {
+        kv_cohort *newer = &cohorts->cohorts[cohort->newer];
+        newer->older = cohort->older;
+        if (!cohort->older) cohorts->oldest_time[cohort->bin] = newer->time;
+    } else {
+        cohorts->newest[cohort->bin] = cohort->older;
+    }
     cohorts->survival.curves[cohort->class_number].waiting[cohort->bin] -= cohort->num_blocks;
+    cohorts->population[cohort->bin] -= cohort->num_blocks;
 }
 
 static void grow_older(kv_cohorts *cohorts, uint32_t number) {
@@ -139,8 +146,8 @@ void kv_cohorts_set_now(kv_cohorts *cohorts, uint32_t tick) {
     uint32_t moves = 0;
     kv_survival_set_now(&cohorts->survival, tick);
     for (uint32_t bin = KV_BINS - 1; bin-- > 0;) { /* the oldest first, or a jump of the clock would move one twice */
-        uint32_t oldest;
-        while ((oldest = cohorts->oldest[bin]) != 0 && tick - cohorts->cohorts[oldest].time >= kv_bin_edge(bin + 1)) {
+        while (cohorts->oldest[bin] != 0 && tick - cohorts->oldest_time[bin] >= kv_bin_edge(bin + 1)) {
+            const uint32_t oldest = cohorts->oldest[bin];
             if (moves++ == MOVES_MAX) return;
             grow_older(cohorts, oldest);
         }
@@ -164,12 +171,14 @@ void kv_cohort_join(kv_cohorts *cohorts, uint32_t number) {
     kv_cohort *cohort = &cohorts->cohorts[number];
     cohort->num_blocks++;
     cohorts->survival.curves[cohort->class_number].waiting[cohort->bin]++;
+    cohorts->population[cohort->bin]++;
 }
 
 void kv_cohort_part(kv_cohorts *cohorts, uint32_t number, enum kv_parting how) {
     kv_cohort *cohort = &cohorts->cohorts[number];
     cohort->num_blocks--;
     cohorts->survival.curves[cohort->class_number].waiting[cohort->bin]--;
+    cohorts->population[cohort->bin]--;
     if (how != KV_PART_MOVED)
         kv_survival_end(&cohorts->survival, cohort->class_number, cohort->bin, how == KV_PART_ASKED);
     if (cohort->num_blocks > 0) return;

@@ -37,7 +37,9 @@ typedef struct {
     kv_survival survival;
     kv_cohort *cohorts;
     uint32_t cohorts_max, num_cohorts, unused;
+    uint64_t population[KV_BINS]; /* known blocks of each age */
     uint32_t oldest[KV_BINS], newest[KV_BINS];
+    uint32_t oldest_time[KV_BINS]; /* of each bin's oldest, side by side: they are looked at all the time */
     kv_cell *cells[2];           /* per tier KV_CELLS */
     uint32_t (*levels[2])[2];    /* per tier and level: the first cell + 1, and the last */
     uint64_t bits[2][KV_LEVELS / 64], words[2];

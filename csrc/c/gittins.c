@@ -53,6 +53,8 @@ static int gittins_create(kv_index *index, uint32_t ghosts_max) {
         return -ENOMEM;
     }
     ranks->now = START_TICK;
+    ranks->epoch_ms = KV_NO_TIME;
+    kv_duel_create(&ranks->duel, ranks->now);
     kv_cohorts_set_now(&ranks->cohorts, ranks->now);
     ranks->cohorts.survival.weighed = ranks->cohorts.survival.next_pass = ranks->now;
     ranks->cohorts.survival.weight = 1;
@@ -110,11 +112,21 @@ static void release_held(kv_index *index) {
 
 static void set_now(kv_index *index) {
     kv_ranks *ranks = index->ranks;
-    const uint32_t tick = START_TICK + (uint32_t)(atomic_load_explicit(&index->now_ms, memory_order_relaxed) >> 4);
+    const uint64_t now_ms = atomic_load_explicit(&index->now_ms, memory_order_relaxed);
+    if (now_ms == KV_NO_TIME) return;
+    if (ranks->epoch_ms == KV_NO_TIME) ranks->epoch_ms = now_ms;
+    const uint32_t tick = START_TICK + (uint32_t)((now_ms - ranks->epoch_ms) >> 4);
     if ((int32_t)(tick - ranks->now) > 0) ranks->now = tick; /* a clock that went back stands still */
     kv_cohorts_set_now(&ranks->cohorts, ranks->now);
     if ((ranks->held[0] || ranks->held[1]) && (int32_t)(ranks->now - ranks->held_until) >= 0) release_held(index);
-    kv_cohorts_tend(&ranks->cohorts);
+}
+
+/* Time alone teaches once a tick, so that what is learned follows from events and their times, not from how often
+ * somebody happens to come by. */
+static void gittins_tend(kv_index *index) {
+    const uint32_t before = ranks_of(index)->now;
+    set_now(index);
+    if (ranks_of(index)->now != before) kv_cohorts_tend(&ranks_of(index)->cohorts);
 }
 
 /* ---- what is known ---- */
@@ -214,8 +226,8 @@ static int is_lookup(const kv_ranks *ranks, uint32_t cohort, uint32_t ticks) {
 
 /* Is this the next piece of a prompt that was being put just now? Its lookup came before the first piece, and would have
  * been seen if it had found anything. */
-static int is_next_piece(const kv_ranks *ranks, const uint32_t *known, uint32_t num_known) {
-    if (num_known == 0) return 0;
+static int is_next_piece(const kv_ranks *ranks, const uint32_t *known, uint32_t num_known, uint32_t num_keys) {
+    if (num_known == 0 || num_known == num_keys) return 0; /* the same again is no piece, but missed as a whole */
     const kv_known *last = known_at(ranks, known[num_known - 1]);
     return last->ended && ranks->now - last->ended <= NEXT_TICKS && ranks->now != last->ended &&
            !ranks->cohorts.cohorts[last->cohort].is_lookup &&
@@ -229,6 +241,7 @@ static void move(kv_index *index, kv_run *run, uint32_t number, uint32_t id, enu
     const int listed = id != KV_NONE && is_listed(&index->records[id]);
     if (listed) unlist(index, id);
     const uint32_t left = block->cohort;
+    if (how == KV_PART_ASKED) kv_duel_count(&ranks->duel, ranks->cohorts.cohorts[left].bin, block->is_stored);
     if (how == KV_PART_ASKED && block->freq < FREQ_MAX) block->freq++;
     join_run(ranks, run, number);
     kv_cohort_part(&ranks->cohorts, left, how);
@@ -241,6 +254,8 @@ static void gittins_touched(kv_index *index, uint32_t deepest) {
     kv_ranks *ranks = index->ranks;
     const uint32_t number = ++index->clock;
     set_now(index);
+    kv_cohorts_tend(&ranks->cohorts);
+    kv_duel_begin(&ranks->duel, ranks->cohorts.population, ranks->num_attached);
     attach(index, deepest);
     kv_known *last = known_at(ranks, ranks->known_of[deepest]);
     const int again = ranks->known_of[deepest] && is_lookup(ranks, last->cohort, RETRY_TICKS);
@@ -254,6 +269,7 @@ static void gittins_touched(kv_index *index, uint32_t deepest) {
         if (known && !is_lookup(ranks, known_at(ranks, known)->cohort, RETRY_TICKS))
             move(index, &run, known, id, KV_PART_ASKED);
     }
+    kv_survival_be_cautious(&ranks->cohorts.survival, kv_duel_end(&ranks->duel, ranks->now));
 }
 
 static uint32_t *scratch_of(kv_ranks *ranks, uint32_t num) {
@@ -266,16 +282,26 @@ static uint32_t *scratch_of(kv_ranks *ranks, uint32_t num) {
     return ranks->scratch;
 }
 
+/* Of PREFETCH positions from `first` on, what finding them will need. */
+static void prefetch_known(const kv_index *index, const kv_request *request, uint32_t first) {
+    const kv_ranks *ranks = index->ranks;
+    uint64_t homes[PREFETCH];
+    uint32_t num = 0;
+    for (uint32_t i = first; i < first + PREFETCH && i < request->num_keys; i++) {
+        const uint32_t id = request->ids[i];
+        if (id != KV_NONE && ranks->known_of[id] != 0) continue;
+        homes[num] = kv_home(index, request->keys + (size_t)i * KV_KEY_NBYTES);
+        kv_known_prefetch(&ranks->knowledge, homes[num++]);
+    }
+    for (uint32_t i = 0; i < num; i++) kv_known_prefetch_first(&ranks->knowledge, homes[i]);
+}
+
 /* The known blocks of a request; returns how many lead without a gap. */
 static uint32_t find_known(const kv_index *index, const kv_request *request, uint32_t *known) {
     const kv_ranks *ranks = index->ranks;
     uint32_t num_leading = 0;
     for (uint32_t i = 0; i < request->num_keys; i++) {
-        if (i % PREFETCH == 0)
-            for (uint32_t j = i; j < i + PREFETCH && j < request->num_keys; j++)
-                if (request->ids[j] == KV_NONE || ranks->known_of[request->ids[j]] == 0)
-                    kv_known_prefetch(&ranks->knowledge,
-                                      kv_home(index, request->keys + (size_t)j * KV_KEY_NBYTES));
+        if (i % PREFETCH == 0) prefetch_known(index, request, i);
         const uint32_t id = request->ids[i];
         known[i] = id != KV_NONE ? ranks->known_of[id] : 0;
         if (known[i] == 0)
@@ -290,8 +316,10 @@ static void gittins_asked(kv_index *index, const kv_request *request) {
     uint32_t *known = scratch_of(ranks, request->num_keys);
     if (known == NULL || request->num_keys == 0) return;
     set_now(index);
+    kv_cohorts_tend(&ranks->cohorts);
+    kv_duel_begin(&ranks->duel, ranks->cohorts.population, ranks->num_attached);
     const uint32_t num_known = find_known(index, request, known);
-    const int is_piece = is_next_piece(ranks, known, num_known);
+    const int is_piece = is_next_piece(ranks, known, num_known, request->num_keys);
     kv_traits traits = {KV_PACE_UNKNOWN, request->num_keys - num_known, request->hint};
     if (num_known > 0) {
         const kv_known *last = known_at(ranks, known[num_known - 1]);
@@ -322,6 +350,7 @@ static void gittins_asked(kv_index *index, const kv_request *request) {
         }
         above = number;
     }
+    kv_survival_be_cautious(&ranks->cohorts.survival, kv_duel_end(&ranks->duel, ranks->now));
     if (above == 0) return;
     known_at(ranks, above)->ended = ranks->now;
     known_at(ranks, above)->pace_ds = traits.pace_ds;
@@ -369,8 +398,8 @@ static void gittins_demoted(kv_index *index, uint32_t id) {
 }
 
 static void gittins_leave(kv_index *index, uint32_t id, uint32_t heir) {
+    if (heir != KV_NONE) list(index, heir); /* first: its cohort keeps its place in the cell */
     unlist(index, id);
-    if (heir != KV_NONE) list(index, heir);
 }
 
 static void gittins_gone(kv_index *index, uint32_t id) {
@@ -469,7 +498,7 @@ const kv_policy kv_gittins = {
     .level = kv_gittins_level,
     .gone = gittins_gone,
     .hint = gittins_hint,
-    .tend = set_now,
+    .tend = gittins_tend,
     .chances = gittins_chances,
     .wanted_chances = gittins_wanted_chances,
     .describe = kv_gittins_describe,

@@ -3,14 +3,17 @@
 #define KV_GITTINS_H
 
 #include "cohort.h"
+#include "duel.h"
 #include "known.h"
 #include "policy.h"
 
 typedef struct kv_ranks {
     kv_cohorts cohorts;
     kv_knowledge knowledge;
+    kv_duel duel;
     uint32_t *known_of;        /* per id: the known block, 0 for none */
     uint32_t num_attached;     /* how many of those there are */
+    uint64_t epoch_ms;         /* the first time that it was told: blocks that were there before are as old as that */
     uint32_t now;
     uint32_t stray;            /* cohort of stored blocks that there was no room to know */
     uint32_t held[2];          /* per tier: id + 1 of the first that a lease held, linked as candidates are */

@@ -69,6 +69,7 @@ int kv_index_create(kv_index *index, uint32_t entries_max, const uint64_t seed[2
     }
     index->free_head = index->removed_head = KV_NONE;
     index->near_order = index->far_order = (kv_order){KV_NONE, KV_NONE, 0};
+    index->now_ms = KV_NO_TIME;
     index->policy = policy;
     if (policy->create != NULL && policy->create(index, ghosts_max) < 0) {
         kv_index_destroy(index);

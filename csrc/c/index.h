@@ -147,6 +147,7 @@ enum kv_reason {
     KV_WAS_BYPASSED = 8,   /* never stored: everything that could have made room was worth more */
 };
 
+#define KV_NO_TIME UINT64_MAX
 #define KV_GHOSTS (1u << 16)
 
 /* The handle of one process. Readers use only the first block of fields. */
@@ -169,7 +170,7 @@ typedef struct {
     uint32_t removed_head;    /* list of REMOVED ids through links.next */
     uint32_t clock;           /* number of the latest access */
     _Atomic uint32_t now_s;   /* set by the caller with every writing call that can make ghosts */
-    _Atomic uint64_t now_ms;  /* the policy's time, set by the caller; never goes back */
+    _Atomic uint64_t now_ms;  /* the policy's time, set by the caller; KV_NO_TIME until it was */
     kv_order near_order, far_order;
     const kv_policy *policy;
     kv_ranks *ranks; /* what the policy keeps */

@@ -43,6 +43,10 @@ void kv_known_prefetch(const kv_knowledge *knowledge, uint64_t fingerprint) {
     __builtin_prefetch(bucket_of(knowledge, fingerprint));
 }
 
+void kv_known_prefetch_first(const kv_knowledge *knowledge, uint64_t fingerprint) {
+    __builtin_prefetch(&knowledge->blocks[*bucket_of(knowledge, fingerprint)]);
+}
+
 uint32_t kv_known_find(const kv_knowledge *knowledge, uint64_t fingerprint) {
     uint32_t number = *bucket_of(knowledge, fingerprint);
     while (number && knowledge->blocks[number].fingerprint != fingerprint) number = knowledge->blocks[number].next;

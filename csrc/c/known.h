@@ -31,7 +31,9 @@ typedef struct {
 int kv_knowledge_create(kv_knowledge *knowledge, uint32_t blocks_max);
 void kv_knowledge_destroy(kv_knowledge *knowledge);
 uint32_t kv_known_find(const kv_knowledge *knowledge, uint64_t fingerprint);
+/* What finding it will need: its bucket, and then the first block there. */
 void kv_known_prefetch(const kv_knowledge *knowledge, uint64_t fingerprint);
+void kv_known_prefetch_first(const kv_knowledge *knowledge, uint64_t fingerprint);
 /* One that is not known yet; 0 when there is no room: forget one first. */
 uint32_t kv_known_add(kv_knowledge *knowledge, uint64_t fingerprint);
 /* The next ones that are not stored, up to `num` of them; returns how many. */

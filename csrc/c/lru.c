@@ -9,6 +9,7 @@
  * The far order lists every block whose nearest copy is far: they arrive there one by one as they leave the near tier,
  * children before parents.
  */
+#include "order.h"
 #include "policy.h"
 
 static kv_order *order_of(kv_index *index, uint16_t listed) {
@@ -19,37 +20,17 @@ static void unlink_entry(kv_index *index, uint32_t id) {
     kv_record *record = &index->records[id];
     uint16_t listed = record->flags & (KV_LISTED_NEAR | KV_LISTED_FAR);
     if (listed == 0) return;
-    kv_order *order = order_of(index, listed);
-    kv_links *links = &index->links[id];
-    if (links->prev != KV_NONE) index->links[links->prev].next = links->next;
-    else order->cold = links->next;
-    if (links->next != KV_NONE) index->links[links->next].prev = links->prev;
-    else order->hot = links->prev;
-    order->length--;
+    kv_order_remove(index->links, order_of(index, listed), id);
     record->flags &= (uint16_t)~listed;
 }
 
 static void link_hot(kv_index *index, uint32_t id, uint16_t listed) {
-    kv_order *order = order_of(index, listed);
-    kv_links *links = &index->links[id];
-    links->prev = order->hot;
-    links->next = KV_NONE;
-    if (order->hot != KV_NONE) index->links[order->hot].next = id;
-    else order->cold = id;
-    order->hot = id;
-    order->length++;
+    kv_order_add_hot(index->links, order_of(index, listed), id);
     index->records[id].flags |= listed;
 }
 
 static void link_cold(kv_index *index, uint32_t id, uint16_t listed) {
-    kv_order *order = order_of(index, listed);
-    kv_links *links = &index->links[id];
-    links->next = order->cold;
-    links->prev = KV_NONE;
-    if (order->cold != KV_NONE) index->links[order->cold].prev = id;
-    else order->hot = id;
-    order->cold = id;
-    order->length++;
+    kv_order_add_cold(index->links, order_of(index, listed), id);
     index->records[id].flags |= listed;
 }
 

@@ -2,7 +2,7 @@
 
 #include <string.h>
 
-static const kv_policy *const policies[] = {&kv_lru, &kv_gittins};
+static const kv_policy *const policies[] = {&kv_lru, &kv_gittins, &kv_s3fifo, &kv_arc};
 
 #define NUM_POLICIES (sizeof policies / sizeof policies[0])
 

@@ -76,5 +76,7 @@ struct kv_policy {
 
 extern const kv_policy kv_lru;     /* least recently used leaf first (tail of the chain before its head) */
 extern const kv_policy kv_gittins; /* the least hits per block and second to be expected first; leaves only */
+extern const kv_policy kv_s3fifo;  /* first in, first out, but what was used meanwhile goes round again */
+extern const kv_policy kv_arc;     /* least recently used of those used once, or of the others, by what is missed */
 
 #endif

@@ -183,7 +183,7 @@ static void hazards_of(const kv_survival *survival, uint32_t class_number, float
     const float one = (float)(1 / survival->weight);
     uint32_t values[KV_FEATURES];
     float risk[KV_BINS];
-    if (survival->is_blind) {
+    if (survival->is_blind || survival->is_cautious) {
         memcpy(hazards, guess, sizeof guess);
         return;
     }
@@ -277,6 +277,14 @@ uint32_t kv_survival_step(kv_survival *survival, uint16_t *classes, uint16_t (*l
     }
     if (survival->at == survival->num_pass) survival->pass = KV_PASS_REST;
     return num;
+}
+
+void kv_survival_be_cautious(kv_survival *survival, int is_cautious) {
+    if (survival->is_cautious == is_cautious) return;
+    survival->is_cautious = is_cautious;
+    survival->pass = KV_PASS_CURVES;
+    survival->num_pass = survival->num_used;
+    survival->at = 0;
 }
 
 float kv_survival_chance(const kv_survival *survival, uint16_t class_number, uint32_t bin, uint32_t within_s) {

@@ -44,6 +44,7 @@ typedef struct {
     double weight;                /* of what ends now */
     uint32_t weighed;             /* tick at which it was 1 */
     uint32_t now;                 /* the latest tick */
+    int is_cautious;              /* LRU does better than what was learned: age alone counts for now */
     int is_blind;                 /* too little was ever asked for again: age alone counts, as in LRU */
     /* a pass over all classes, a few at a time */
     uint32_t at, num_pass;
@@ -72,6 +73,8 @@ uint32_t kv_bin_of(uint32_t age_ticks);
  * in `classes`; at most KV_STEP_CLASSES. */
 #define KV_STEP_CLASSES 16
 uint32_t kv_survival_step(kv_survival *survival, uint16_t *classes, uint16_t (*levels)[KV_BINS]);
+/* Age alone counts from now on, or no more: levels follow, a piece at a time. */
+void kv_survival_be_cautious(kv_survival *survival, int is_cautious);
 /* How likely a block of this class and bin is asked for within so many seconds. */
 float kv_survival_chance(const kv_survival *survival, uint16_t class_number, uint32_t bin, uint32_t within_s);
 /* Hits per block and second at the lower end of a level. */

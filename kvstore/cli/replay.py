@@ -13,7 +13,8 @@ import numpy as np
 
 from kvstore.cli import Command, render
 from kvstore.cli.traffic import traffic_fields, traffic_table
-from kvstore.config import EVICTIONS, Config
+from kvstore.config import Config
+from kvstore.evicting import EVICTIONS
 from kvstore.namespace import BLOCK_NBYTES_MAX, NamespaceSpec
 from kvstore.replay import Replay, Result
 from kvstore.space import slot_nbytes
@@ -91,7 +92,8 @@ def command(
     """Play TRACE through a store and report hits, latency and bandwidth.
 
     Each request leases the stored prefix of its blocks, reads it, and puts the rest. TRACE is JSON lines, plain or
-    gzip: timestamp (ms), input_length, output_length (tokens), hash_ids (chained, one per 512 tokens).
+    gzip: timestamp (ms), input_length, output_length (tokens), hash_ids (chained, one per block), and block_tokens
+    where that is not 512. A store records such traces of itself with the setting trace.path.
     """
     if disk_path and not disk_blocks:
         raise click.UsageError("--disk-path needs --disk-blocks: without them there is no disk tier")
@@ -155,7 +157,7 @@ def _report(trace: str, result: Result, stats: dict[str, Any], block_nbytes: int
         "prefix_hit": round(result.prefix_hit, 6),
         "hits": {"host": result.blocks_hit - result.blocks_promoted, "disk": result.blocks_promoted},
         "misses": result.blocks_asked - result.blocks_hit,
-        "tokens_reused": result.blocks_hit * BLOCK_TOKENS,
+        "tokens_reused": result.tokens_reused,
         "blocks_stored": result.blocks_stored,
         "blocks_rejected": result.blocks_rejected,
         "blocks_verified": result.blocks_verified,

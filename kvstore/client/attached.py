@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from kvstore.arrays import Keys
 from kvstore.block import BlockLayout, Match, PutResult
-from kvstore.checks import checked_keys, duration_us, whole_number
+from kvstore.checks import checked_keys, duration_us, prefill_rate, whole_number
 from kvstore.client.attachment import Attachments
 from kvstore.client.coming import Coming
 from kvstore.client.handle import RemoteNamespace
@@ -79,26 +80,43 @@ class AttachedNamespace(RemoteNamespace):
 
     # ---- reading ----
 
-    def match(self, keys: Keys) -> Match:
-        """As Namespace.match."""
+    def match(self, keys: Keys, *, prefill_tokens_per_s: float | None = None) -> Match:
+        """As Namespace.match; what is far is asked for by a call if it may be worth no load, for the daemon knows."""
+        given = prefill_rate(prefill_tokens_per_s)
         space = self._attached()
         if space is None:
-            return super().match(keys)
+            return super().match(keys, prefill_tokens_per_s=given)
         index = space.attachment.index
         num_blocks, leading, near = index.match(space.known_by(checked_keys(keys)), space.number)
         if near < num_blocks and not index.far[0]:
             num_blocks = near = leading
         far = num_blocks - near
+        if far and (worth := self._worth(keys, given)) is not None:
+            return worth
         by_tier = {name: num for name, num in zip(space.tiers, (near, far), strict=True) if num}
         return Match(num_blocks, by_tier, space.load_us(far))
 
+    def _worth(self, keys: Keys, given: float | None) -> Match | None:
+        """What the daemon says is worth loading; None when nobody knows how fast this process computes."""
+        try:
+            is_known = self._rate(given)
+        except Unavailable:
+            return None
+        return super().match(keys, prefill_tokens_per_s=given) if is_known else None
+
     def lease(  # type: ignore[override]
-        self, keys: Keys, deadline_ms: float | None = None, *, hint: Hint | None = None
+        self,
+        keys: Keys,
+        deadline_ms: float | None = None,
+        *,
+        hint: Hint | None = None,
+        prefill_tokens_per_s: float | None = None,
     ) -> Lease | RemoteLease:
         """As Namespace.lease; a `hint` is a call."""
+        given = prefill_rate(prefill_tokens_per_s)
         space = self._attached()
         if space is None:
-            return super().lease(keys, deadline_ms, hint=hint)
+            return super().lease(keys, deadline_ms, hint=hint, prefill_tokens_per_s=given)
         keys = checked_keys(keys)
         if deadline_ms is not None:
             duration_us("deadline_ms", deadline_ms)
@@ -108,24 +126,35 @@ class AttachedNamespace(RemoteNamespace):
             self.hint(keys, hint)
         if grip.is_near:
             return Lease(space, grip, len(keys))
-        coming = self._coming(space, keys, known, grip, deadline_ms)
-        while coming.next():
+        come = self._coming(space, keys, known, grip, deadline_ms, given)
+        while come.next():
             pass
-        return Lease(space, coming.grip, len(keys), coming.load_us, coming.num_promoted)
+        return Lease(space, come.grip, len(keys), come.far)
 
-    def _coming(self, space: Space, keys: Keys, known: Keys, grip: Grip, deadline_ms: float | None) -> Coming:
-        if deadline_ms == 0:
-            return Coming(space, known, grip, None)
-        near = space.tiers[0]
-        return Coming(space, known, grip, lambda: super(AttachedNamespace, self).prefetch(keys, near, deadline_ms))
+    def _coming(
+        self, space: Space, keys: Keys, known: Keys, grip: Grip, deadline_ms: float | None, given: float | None
+    ) -> Coming:
+        def prefetch() -> Future[Match]:
+            return super(AttachedNamespace, self).prefetch(
+                keys, space.tiers[0], deadline_ms, prefill_tokens_per_s=given
+            )
+
+        return Coming(space, known, grip, None if deadline_ms == 0 else prefetch, lambda: self._worth(keys, given))
 
     def get(
-        self, keys: Keys, out: Any = None, deadline_ms: float | None = None, *, hint: Hint | None = None
+        self,
+        keys: Keys,
+        out: Any = None,
+        deadline_ms: float | None = None,
+        *,
+        hint: Hint | None = None,
+        prefill_tokens_per_s: float | None = None,
     ) -> tuple[int, Any]:
         """As Namespace.get; a `hint` is a call."""
+        given = prefill_rate(prefill_tokens_per_s)
         space = self._attached()
         if space is None:
-            return super().get(keys, out, deadline_ms, hint=hint)
+            return super().get(keys, out, deadline_ms, hint=hint, prefill_tokens_per_s=given)
         if out is not None:
             space.locate(out, None, None, writable=True)
         keys = checked_keys(keys)
@@ -135,7 +164,7 @@ class AttachedNamespace(RemoteNamespace):
         grip = space.leases.acquire(known, True, space.number)
         if hint is not None:
             self.hint(keys, hint)
-        coming = self._coming(space, keys, known, grip, deadline_ms)
+        coming = self._coming(space, keys, known, grip, deadline_ms, given)
         try:
             coming.settle()
             made = np.empty((coming.grip.num_blocks, self.spec.block_nbytes), dtype=np.uint8) if out is None else None

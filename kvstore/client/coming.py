@@ -11,6 +11,7 @@ from kvstore.arrays import Keys
 from kvstore.block import Match
 from kvstore.client.space import Space
 from kvstore.errors import KVStoreError, LimitExceeded
+from kvstore.lease import Far
 
 LOOK_S = 0.000_5  # between two looks at what has arrived
 BUSY_ROUNDS_MAX = 50  # an eviction looks at a block for microseconds, but may be interrupted in it
@@ -21,11 +22,19 @@ class Coming:
     """Waits until more leading blocks of `keys` are near; of one thread.
 
     `prefetch` asks the daemon for them and is done when they are there or will not come. None: nobody waits, the daemon
-    is asked to bring them for the next time.
+    is asked to bring them for the next time, as far as they are worth it by what `look` answers.
     """
 
-    def __init__(self, space: Space, keys: Keys, grip: Grip, prefetch: Callable[[], Future[Match]] | None) -> None:
-        self._space, self._keys, self._prefetch = space, keys, prefetch
+    def __init__(
+        self,
+        space: Space,
+        keys: Keys,
+        grip: Grip,
+        prefetch: Callable[[], Future[Match]] | None,
+        look: Callable[[], Match | None],
+    ) -> None:
+        self._space, self._keys, self._prefetch, self._look = space, keys, prefetch, look
+        self._told: Match | None = None  # what the daemon said of what is far
         self._answer: Future[Match] | None = None
         self._pause = threading.Event()  # for its timeout
         self._num_near = grip.num_near
@@ -36,6 +45,14 @@ class Coming:
     def num_promoted(self) -> int:
         """Blocks that have arrived."""
         return self.grip.num_near - self._num_near
+
+    @property
+    def far(self) -> Far:
+        """What has become of it so far."""
+        rest = self.grip.num_blocks - self.grip.num_near
+        skipped = min(self._told.skipped, rest) if self._told is not None else 0
+        recompute_us = self._told.recompute_us if self._told is not None and skipped else 0
+        return Far(0 if 0 < skipped == rest else self.load_us, self.num_promoted, skipped, recompute_us)
 
     def next(self) -> bool:
         """Wait until more leading blocks are near; False when none will be in time. Errors: LimitExceeded."""
@@ -51,7 +68,9 @@ class Coming:
             if self._answer is None:
                 self._answer = self._prefetch()
             was_done = self._answer.done()
-            if not was_done:
+            if was_done and self._answer.exception() is None:
+                self._told = self._answer.result()
+            elif not was_done:
                 self._pause.wait(LOOK_S)
             if not self.grip.advance():
                 self._again()
@@ -60,8 +79,12 @@ class Coming:
         return True
 
     def _ask_for_later(self) -> None:
+        self._told = self._look()
+        keys = self._keys if self._told is None else self._keys[: self._told.num_blocks]
+        if len(keys) <= self.grip.num_near:
+            return
         try:
-            self._space.promote(self._keys)
+            self._space.promote(keys)
         except KVStoreError:  # the daemon is gone or has enough to do: it is a hint
             return
 

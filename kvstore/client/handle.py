@@ -14,9 +14,9 @@ import numpy as np
 from kvstore import hashing
 from kvstore.arrays import Keys
 from kvstore.block import BlockLayout, Match, PutResult
-from kvstore.checks import checked_keys, duration_us, whole_number
+from kvstore.checks import checked_keys, duration_us, prefill_rate, whole_number
 from kvstore.client.blocks import Collected, Copied
-from kvstore.client.hints import Hinting, sent
+from kvstore.client.hints import Hinting, Wish, sent, wish
 from kvstore.client.lease import RemoteLease
 from kvstore.client.link import Link, Stale
 from kvstore.client.putting import UNAVAILABLE, Put, rejections
@@ -27,6 +27,7 @@ from kvstore.copying import Located, locate
 from kvstore.errors import InvalidRequest, Unavailable
 from kvstore.hint import Hint
 from kvstore.namespace import NamespaceSpec
+from kvstore.policy import TokenRate
 from kvstore.v1 import kvstore_pb2 as pb
 
 T = TypeVar("T")
@@ -51,6 +52,7 @@ class RemoteNamespace(Hinting):
         self._handle: int | None = None
         self._event_seed = b""
         self._lock = threading.Lock()
+        self._computed = TokenRate()  # of this process: it goes with each call, the daemon keeps none
 
     # ---- the handle ----
 
@@ -118,13 +120,13 @@ class RemoteNamespace(Hinting):
 
     # ---- reading ----
 
-    def match(self, keys: Keys) -> Match:
+    def match(self, keys: Keys, *, prefill_tokens_per_s: float | None = None) -> Match:
         """As Namespace.match."""
         self._check_open()
-        sent = checked_keys(keys).tobytes()
+        sent, given = checked_keys(keys).tobytes(), prefill_rate(prefill_tokens_per_s)
 
         def ask(handle: int) -> Match:
-            request = pb.MatchRequest(namespace=handle, keys=sent)
+            request = pb.MatchRequest(namespace=handle, keys=sent, prefill_tokens_per_s=self._rate(given))
             return _match(self._link.ask("Match", request, pb.MatchReply, repeat=True))
 
         try:
@@ -132,39 +134,54 @@ class RemoteNamespace(Hinting):
         except Unavailable:
             return Match(0)
 
-    def lease(self, keys: Keys, deadline_ms: float | None = None, *, hint: Hint | None = None) -> RemoteLease:
+    def lease(
+        self,
+        keys: Keys,
+        deadline_ms: float | None = None,
+        *,
+        hint: Hint | None = None,
+        prefill_tokens_per_s: float | None = None,
+    ) -> RemoteLease:
         """As Namespace.lease; the blocks are copied here, and a `deadline_ms` is for those that are far."""
         self._check_open()
         keys = checked_keys(keys)
         sink = Collected(self.spec.block_nbytes)
-        headers = self._read(keys, deadline_ms, sink, hint)
+        headers = self._read(keys, wish(deadline_ms, hint, prefill_tokens_per_s), sink)
         lease = RemoteLease(sink.blocks, len(keys), self.spec.block_nbytes)
         if headers:
             lease.pending, lease.load_us = headers[-1].num_pending, headers[-1].load_us
+            lease.skipped, lease.recompute_us = headers[-1].num_skipped, headers[-1].recompute_us
             lease.num_promoted = sum(header.num_promoted for header in headers)
         return lease
 
     def get(
-        self, keys: Keys, out: Any = None, deadline_ms: float | None = None, *, hint: Hint | None = None
+        self,
+        keys: Keys,
+        out: Any = None,
+        deadline_ms: float | None = None,
+        *,
+        hint: Hint | None = None,
+        prefill_tokens_per_s: float | None = None,
     ) -> tuple[int, Any]:
         """As Namespace.get."""
         self._check_open()
+        asked = wish(deadline_ms, hint, prefill_tokens_per_s)
         found = None if out is None else locate(out, self.spec.block_nbytes, None, None, writable=True)
         keys = checked_keys(keys)
         if found is None:
             sink = Collected(self.spec.block_nbytes)
-            self._read(keys, deadline_ms, sink, hint)
+            self._read(keys, asked, sink)
             made = np.empty((len(sink.blocks), self.spec.block_nbytes), dtype=np.uint8)
             for row, block in zip(made, sink.blocks, strict=True):
                 row[:] = np.frombuffer(block, dtype=np.uint8)
             return len(made), made
-        return self._read_into(keys, deadline_ms, found, hint), out
+        return self._read_into(keys, asked, found), out
 
-    def _read(self, keys: Keys, deadline_ms: float | None, sink: Collected, hint: Hint | None) -> list[pb.ReadHeader]:
+    def _read(self, keys: Keys, asked: Wish, sink: Collected) -> list[pb.ReadHeader]:
         """Read the prefix in as many calls as its size needs; the headers of the calls."""
         headers: list[pb.ReadHeader] = []
         for _, part in self._calls(keys):
-            reading = self._reading(part, deadline_ms, hint)
+            reading = self._reading(part, asked)
             if reading is None:
                 break
             headers.append(reading.header)
@@ -172,10 +189,10 @@ class RemoteNamespace(Hinting):
                 break
         return headers
 
-    def _read_into(self, keys: Keys, deadline_ms: float | None, out: Located, hint: Hint | None) -> int:
+    def _read_into(self, keys: Keys, asked: Wish, out: Located) -> int:
         num_copied = 0
         for first, part in self._calls(keys):
-            reading = self._reading(part, deadline_ms, hint)
+            reading = self._reading(part, asked)
             if reading is None:
                 break
             num_blocks = reading.header.num_blocks
@@ -197,15 +214,18 @@ class RemoteNamespace(Hinting):
         for first in range(0, len(keys), most):
             yield first, keys[first : first + most]
 
-    def _reading(self, keys: Keys, deadline_ms: float | None, hint: Hint | None) -> Reading | None:
+    def _reading(self, keys: Keys, asked: Wish) -> Reading | None:
         """A Read that has begun; None while the daemon is gone."""
-        if deadline_ms is not None:
-            duration_us("deadline_ms", deadline_ms)
-        message = sent(hint)
 
         def begin(handle: int) -> Reading:
-            request = pb.ReadRequest(namespace=handle, keys=keys.tobytes(), deadline_ms=deadline_ms, hint=message)
-            call_s = self._call_s(deadline_ms, len(keys) * self.spec.block_nbytes)
+            request = pb.ReadRequest(
+                namespace=handle,
+                keys=keys.tobytes(),
+                deadline_ms=asked.deadline_ms,
+                hint=asked.hint,
+                prefill_tokens_per_s=self._rate(asked.prefill_tokens_per_s),
+            )
+            call_s = self._call_s(asked.deadline_ms, len(keys) * self.spec.block_nbytes)
             return Reading(self._link, request, len(keys), call_s)
 
         try:
@@ -213,10 +233,17 @@ class RemoteNamespace(Hinting):
         except Unavailable:
             return None
 
-    def prefetch(self, keys: Keys, tier: str = "host", deadline_ms: float | None = None) -> Future[Match]:
+    def prefetch(
+        self,
+        keys: Keys,
+        tier: str = "host",
+        deadline_ms: float | None = None,
+        *,
+        prefill_tokens_per_s: float | None = None,
+    ) -> Future[Match]:
         """As Namespace.prefetch; its result is an empty Match when the daemon is gone."""
         self._check_open()
-        sent = checked_keys(keys).tobytes()
+        sent, given = checked_keys(keys).tobytes(), prefill_rate(prefill_tokens_per_s)
         if deadline_ms is not None:
             duration_us("deadline_ms", deadline_ms)
         answer: Future[Match] = Future()
@@ -226,7 +253,10 @@ class RemoteNamespace(Hinting):
             near = self._link.capabilities.near_tier
             if tier != near:
                 raise InvalidRequest(f"tier={tier!r}: blocks can be prefetched to {near!r} only")
-            request = pb.PrefetchRequest(namespace=handle, keys=sent, deadline_ms=deadline_ms)
+            rate = self._rate(given)
+            request = pb.PrefetchRequest(
+                namespace=handle, keys=sent, deadline_ms=deadline_ms, prefill_tokens_per_s=rate
+            )
             return self._link.begin("Prefetch", request, self._call_s(deadline_ms, 0))
 
         try:
@@ -362,4 +392,4 @@ class RemoteNamespace(Hinting):
 
 
 def _match(reply: pb.MatchReply) -> Match:
-    return Match(reply.num_blocks, dict(reply.by_tier), reply.load_us)
+    return Match(reply.num_blocks, dict(reply.by_tier), reply.load_us, reply.num_skipped, reply.recompute_us)

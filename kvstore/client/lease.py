@@ -18,13 +18,16 @@ class RemoteLease:
     """As kvstore.lease.Lease, of a remote store. The blocks are this process's own copies: nobody evicts them, and
     views that outlive the lease stay valid."""
 
-    __slots__ = ("_blocks", "_nbytes", "_num_keys", "load_us", "num_blocks", "num_promoted", "pending")
+    __slots__ = (
+        *("_blocks", "_nbytes", "_num_keys", "load_us", "num_blocks", "num_promoted", "pending"),
+        *("recompute_us", "skipped"),
+    )
 
     def __init__(self, blocks: list[memoryview], num_keys: int, block_nbytes: int) -> None:
         self._blocks: list[memoryview] | None = blocks
         self._num_keys, self._nbytes = num_keys, block_nbytes
         self.num_blocks = len(blocks)
-        self.pending = self.num_promoted = self.load_us = 0
+        self.pending = self.num_promoted = self.load_us = self.skipped = self.recompute_us = 0
 
     @property
     def lookups(self) -> list[Lookup]:

@@ -12,8 +12,11 @@ from contextlib import suppress
 from kvstore._core import attach as core
 from kvstore._core import put
 from kvstore.arrays import Keys
+from kvstore.checks import checked_keys
 from kvstore.config import Config
 from kvstore.errors import ConfigInvalid, Unavailable
+from kvstore.hint import Hint, Numbers, hint_of
+from kvstore.joining import Step
 from kvstore.service.endpoints import UNIX_PATH_MAX, private_umask
 from kvstore.store import BlockStore
 
@@ -55,6 +58,8 @@ class Attaching:
             os.unlink(self.path)
             raise
         listening.detach()
+        if store.recorder is not None:
+            self._socket.record()
         self._threads = [
             threading.Thread(target=self._socket.serve, name="kvstore-attach", daemon=True),
             threading.Thread(target=self._help, name="kvstore-attach-help", daemon=True),
@@ -105,12 +110,17 @@ class Attaching:
                     self._store.mover.defects += 1
                     log.exception("an attached client could not be helped")
 
-    def _answer(self, kind: int, ns: int, client: int, turn: int, num_blocks: int, keys: bytes) -> None:
+    def _answer(
+        self, kind: int, ns: int, client: int, turn: int, num_blocks: int, keys: bytes, hint: Numbers | None
+    ) -> None:
         if kind == core.COLLECT:
             with self._store.lock:
                 self._store.mover.collect()
         elif kind == core.PROMOTE:
+            self._note(Step.MATCH, ns, keys)
             self._promote(ns, keys)
+        elif kind == core.RECORD:
+            self._note(Step.PUT, ns, keys, None if hint is None else hint_of(hint))
         else:
             num_fresh = self._store.mover.put.num_fresh
             flags, progress = self._make_room(kind, ns, num_blocks)
@@ -119,6 +129,10 @@ class Attaching:
             else:
                 self._socket.heard(client, turn)
                 progress.add_done_callback(lambda _: self._socket.helped(client, turn, flags, num_fresh))
+
+    def _note(self, step: Step, ns: int, keys: bytes, hint: Hint | None = None) -> None:
+        if self._store.recorder is not None:
+            self._store.recorder.of(ns, self._store.spec(ns).block_tokens)(step, checked_keys(keys), hint)
 
     def _promote(self, ns: int, keys: Keys | bytes) -> None:
         store = self._store

@@ -14,7 +14,7 @@ from kvstore.hint import Hint
 from kvstore.lease import Lease
 from kvstore.putting import PREFIX_GONE
 from kvstore.room import Room
-from kvstore.service.calls import parsed, remaining_ms
+from kvstore.service.calls import parsed, rate_of, remaining_ms
 from kvstore.service.hints import hint_in
 from kvstore.service.identity import Caller
 from kvstore.service.limits import Held, Limits
@@ -40,7 +40,11 @@ class Bulk:
         nbytes = len(keys) * opened.namespace.spec.block_nbytes
         if len(keys) > 1 and nbytes > self._limits.call_nbytes_max:
             raise LimitExceeded(f"{len(keys)} blocks of {nbytes} bytes: call_nbytes_max={self._limits.call_nbytes_max}")
-        with self._held.long_call(caller.client), opened.namespace.lease(keys, left_ms, hint=hint) as lease:
+        leased, rate = opened.namespace.lease, rate_of(request)
+        with (
+            self._held.long_call(caller.client),
+            leased(keys, left_ms, hint=hint, prefill_tokens_per_s=rate) as lease,
+        ):
             nbytes = lease.num_blocks * opened.namespace.spec.block_nbytes
             with self._held.blocks(caller.client, nbytes, leased=lease.num_blocks):
                 yield from self._sent(lease, opened.namespace.spec.block_nbytes)
@@ -52,6 +56,8 @@ class Bulk:
             num_pending=lease.pending,
             num_promoted=lease.num_promoted,
             load_us=lease.load_us,
+            num_skipped=lease.skipped,
+            recompute_us=lease.recompute_us,
         )
         yield pb.ReadReply(header=header).SerializeToString()
         views = lease.views
@@ -84,7 +90,7 @@ class Bulk:
         most = max(1, self._limits.call_nbytes_max // opened.namespace.spec.block_nbytes)
         if len(keys) <= most:
             return keys, len(keys)
-        return keys, min(len(keys), opened.namespace.match(keys).num_blocks + most)
+        return keys, min(len(keys), opened.namespace.peek(keys).num_blocks + most)
 
     def _received(
         self, room: Room, requests: Iterator[bytes], start: int, num_considered: int, opened: Opened

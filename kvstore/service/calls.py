@@ -127,6 +127,11 @@ def remaining_ms(context: grpc.ServicerContext, wanted_ms: float | None, call_ms
     return min(wanted_ms, left_ms)
 
 
+def rate_of(request: Any) -> float | None:
+    """What a request says of how fast its caller computes; None: nothing."""
+    return request.prefill_tokens_per_s if request.HasField("prefill_tokens_per_s") else None
+
+
 def refuse(context: grpc.ServicerContext, error: Exception) -> NoReturn:
     """End the call with the code and the words of an error; a defect is logged and not told."""
     if not isinstance(error, KVStoreError):

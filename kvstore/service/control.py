@@ -15,7 +15,7 @@ from kvstore.errors import KVStoreError
 from kvstore.events import IDLE_MS
 from kvstore.namespace import NamespaceSpec
 from kvstore.service.attaching import Attaching
-from kvstore.service.calls import Methods, remaining_ms
+from kvstore.service.calls import Methods, rate_of, remaining_ms
 from kvstore.service.hints import Hints
 from kvstore.service.identity import Caller
 from kvstore.service.limits import HANDLES_MAX, Held, Limits
@@ -37,7 +37,13 @@ def spec_of(message: pb.NamespaceSpec) -> NamespaceSpec:
 
 def match_reply(match: Match) -> pb.MatchReply:
     """A Match as it is sent."""
-    return pb.MatchReply(num_blocks=match.num_blocks, by_tier=match.by_tier, load_us=match.load_us)
+    return pb.MatchReply(
+        num_blocks=match.num_blocks,
+        by_tier=match.by_tier,
+        load_us=match.load_us,
+        num_skipped=match.skipped,
+        recompute_us=match.recompute_us,
+    )
 
 
 class CannotAttach(KVStoreError):
@@ -90,6 +96,7 @@ class Control:
             events_max=self._store.feed.num_kept,
             heartbeat_ms=IDLE_MS,
             handles_max=HANDLES_MAX,
+            prefill_tokens_per_s=self._store.mover.limits.prefill_tokens_per_s,
         )
 
     def open_namespace(self, caller: Caller, request: pb.OpenNamespaceRequest, _: grpc.ServicerContext) -> Message:
@@ -101,7 +108,7 @@ class Control:
     def match(self, caller: Caller, request: pb.MatchRequest, _: grpc.ServicerContext) -> Message:
         """As the protocol says."""
         opened = self._namespaces.get(caller, request.namespace, "read")
-        return match_reply(opened.namespace.match(opened.keys(request.keys)))
+        return match_reply(opened.namespace.match(opened.keys(request.keys), prefill_tokens_per_s=rate_of(request)))
 
     def attach(self, caller: Caller, request: pb.AttachRequest, _: grpc.ServicerContext) -> Message:
         """As the protocol says."""
@@ -123,11 +130,11 @@ class Control:
         wanted_ms = request.deadline_ms if request.HasField("deadline_ms") else None
         left_ms = remaining_ms(context, wanted_ms, self._limits.call_ms_max)
         with self._held.long_call(caller.client):
-            keys = opened.keys(request.keys)
-            arriving = opened.namespace.prefetch(keys, self._store.near.name, left_ms)
+            keys, rate = opened.keys(request.keys), rate_of(request)
+            arriving = opened.namespace.prefetch(keys, self._store.near.name, left_ms, prefill_tokens_per_s=rate)
             if self._store.clock.wait(arriving, int(left_ms * 1000)):
                 return match_reply(arriving.result())
-            return match_reply(opened.namespace.match(keys))
+            return match_reply(opened.namespace.peek(keys, rate))
 
     def remove(self, caller: Caller, request: pb.RemoveRequest, _: grpc.ServicerContext) -> Message:
         """As the protocol says."""

@@ -70,6 +70,17 @@ class Usage:
     facts: Mapping[str, str] = field(default_factory=dict)  # what else an operator has to know of this kind of tier
     doubtful: bool = False  # some blocks would not outlive the process, whatever flush does: vacate names them first
 
+    def stats(self, num_blocks: int, capacity_nbytes: int | None = None) -> dict[str, Any]:
+        """As statistics have it: with the blocks that the index counts, and the capacity if the store sets it."""
+        return {
+            "blocks": num_blocks,
+            "used_nbytes": self.used_nbytes,
+            "capacity_nbytes": self.capacity_nbytes if capacity_nbytes is None else capacity_nbytes,
+            "healthy": self.healthy,
+            "reason": self.reason,
+            **self.facts,
+        }
+
 
 class Tier(Protocol):
     """One storage level. See the module's text for threads and ownership."""

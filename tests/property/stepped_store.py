@@ -188,8 +188,8 @@ class SteppedStore(BlockStore):
     far: HeldTier | None
 
     @classmethod
-    def make(cls, kind: str, folder: Path, clock: StepClock) -> SteppedStore:
-        index = Index(ENTRIES_MAX, seed=bytes(range(16)))
+    def make(cls, kind: str, folder: Path, clock: StepClock, eviction: str = "lru") -> SteppedStore:
+        index = Index(ENTRIES_MAX, seed=bytes(range(16)), policy=eviction)
         events.keep(index, EVENTS_MAX)
         near, far = HostTier(NEAR_NBYTES, base_pages=True), far_tier(kind, folder, clock)
         limits = Limits(NEAR_NBYTES, batches=policy.WriteBack(batch_blocks=2, batches_max=2))

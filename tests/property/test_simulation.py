@@ -27,7 +27,7 @@ def traces(branches, depth, num_requests):
 
 
 def requests_of(chains: list[Chain]):
-    made = (Request(0, len(ids) * BLOCK_TOKENS, 1, np.array(ids, dtype=np.uint32), "") for ids in chains)
+    made = (Request(0, len(ids) * BLOCK_TOKENS, 1, np.array(ids, dtype=np.uint64), "") for ids in chains)
     return demand(made).requests(full_only=False)
 
 

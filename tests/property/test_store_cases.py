@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from stepped_store import LEASES_MAX, StepClock, SteppedStore
+from stepped_store import LEASES_MAX, TTL_MS, StepClock, SteppedStore
 
-from kvstore.errors import LimitExceeded, Unavailable
+from kvstore.errors import LeaseExpired, LimitExceeded, Unavailable
 from kvstore.namespace import NamespaceSpec
 from kvstore.tiers.base import Outcome
 
@@ -211,3 +211,34 @@ def test_blocks_that_are_held_in_a_cycle_are_let_go_by_the_collector(make, what)
         store.check()
         stats = store.stats()
         assert stats["lookups"]["leases_in_use"] == stats["index"]["writing"] == 0
+
+
+@pytest.mark.parametrize("how", ["release", "drop", "expire", "commit"])
+def test_the_end_of_a_reservation_gives_back_what_a_removed_block_had_far(make, how):
+    """The core lets go of the removed block then, without the store; the tier is to hear of it at once."""
+    store, space = make("memory")
+    other = store.namespace(NamespaceSpec(model="c", block_nbytes=60_000, block_tokens=1))
+    keys, mine = chain(other, 1), chain(space, 1)
+    kept = other.reserve(keys)
+    view = np.frombuffer(kept.views[0], np.uint8)
+    kept.commit()
+    room = space.reserve(mine)
+    assert store.flush() and store.stats()["index"]["far_nbytes"] == 61440
+    other.remove(keys)
+    if how == "commit":
+        space.remove(mine)
+    del view, kept
+    gc.collect()
+    if how == "release":
+        room.release()
+    elif how == "commit":
+        with pytest.raises(LeaseExpired):
+            room.commit()
+    else:
+        store.clock.us += (TTL_MS + 1) * 1000 * (how == "expire")
+        if how == "drop":
+            del room
+            gc.collect()
+        space.reserve(chain(space, 2)).release()
+    stats = store.stats()
+    assert stats["tiers"]["memory"]["used_nbytes"] == stats["index"]["far_nbytes"] == 0

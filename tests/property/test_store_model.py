@@ -43,6 +43,7 @@ class StoreMachine(RuleBasedStateMachine):
     """`kind` is the far tier."""
 
     kind = "none"
+    eviction = "lru"
 
     def __init__(self) -> None:
         super().__init__()
@@ -61,7 +62,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     def open(self) -> None:
         self.removed = False
-        self.store = SteppedStore.make(self.kind, self.folder, self.clock)
+        self.store = SteppedStore.make(self.kind, self.folder, self.clock, self.eviction)
         self.spaces = [self.store.namespace(spec) for spec in SPECS]
 
     # ---- what is held, asked and expected
@@ -399,7 +400,10 @@ class StoreMachine(RuleBasedStateMachine):
             under_way = 2 * MIB if self.store.mover._carry is not None else 0  # blocks on the move count twice
             assert far["used_nbytes"] <= FAR_NBYTES + under_way  # the capacity shrinks with what segments waste
             if not self.store.far.held and not stats["mover"]["writes_under_way"] and not under_way:
-                assert far["used_nbytes"] == index["far_nbytes"]
+                if far["used_nbytes"] != index["far_nbytes"]:  # what the core freed goes back with the next step
+                    self.store.step()
+                    stats = self.store.stats()
+                assert stats["tiers"][self.store.far.name]["used_nbytes"] == stats["index"]["far_nbytes"]
 
     def teardown(self) -> None:
         try:
@@ -432,8 +436,23 @@ class MemoryOnly(StoreMachine):
     kind = "none"
 
 
+class UnderS3Fifo(StoreMachine):
+    kind = "memory"
+    eviction = "s3fifo"
+
+
+class UnderArc(StoreMachine):
+    kind = "memory"
+    eviction = "arc"
+
+
+class UnderGittins(StoreMachine):
+    kind = "memory"
+    eviction = "gittins"
+
+
 LONG = os.environ.get("HYPOTHESIS_PROFILE") == "long"
-EXAMPLES = {MemoryOnly: 250, OverMemory: 350, OnDisk: 200}
+EXAMPLES = {MemoryOnly: 250, OverMemory: 350, OnDisk: 200, UnderS3Fifo: 100, UnderArc: 100, UnderGittins: 100}
 
 
 @pytest.mark.timeout(0 if LONG else 300)

@@ -44,6 +44,16 @@ class Process:
         assert self._process is not None
         return self._process
 
+    def stand_still(self) -> None:
+        """Until SIGCONT. The signal takes its time to reach every thread, and one that still runs answers."""
+        self.process.send_signal(signal.SIGSTOP)
+        tasks = Path(f"/proc/{self.process.pid}/task")
+
+        def states() -> set[str]:
+            return {(task / "stat").read_text().rpartition(") ")[2][0] for task in tasks.iterdir()}
+
+        assert wait_for(lambda: states() == {"T"}), states()
+
     def end(self, number: int = signal.SIGTERM) -> int:
         self.process.send_signal(number)
         return self.process.wait(60)

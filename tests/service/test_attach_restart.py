@@ -187,7 +187,7 @@ def test_the_end_of_one_client_is_not_taken_for_that_of_the_next(daemon: Process
         assert ns.put(keys, payload(keys)).stored == 2
         path, ticket, _ = ticket_of(ns)
         child = Child(path, ticket, "opened")
-        daemon.process.send_signal(signal.SIGSTOP)
+        daemon.stand_still()
         child.tell("bye")
         with Raw(path) as raw:
             child.kill()
@@ -206,7 +206,7 @@ def test_a_daemon_that_stands_still_costs_its_clients_time_and_nothing_else(daem
         assert ns.put(keys, payload(keys)).stored == 2
         first = ns._space.attachment
         lease = ns.lease(keys)
-        daemon.process.send_signal(signal.SIGSTOP)
+        daemon.stand_still()
         assert set(ns.put(others, payload(others)).rejected) == {0, 1}
         assert wait_for(lambda: first.is_over)
         assert ns.get(keys)[0] == 0

@@ -175,7 +175,9 @@ def test_counters_are_statistics_that_exist():
     with kvstore.open(Config(host={"nbytes": "1 MiB"}, disk={"nbytes": "16 MiB"})) as store:
         stats = store.stats()
     names = {
-        f"{section}.{name}" for section in ("lookups", "traffic", "index", "mover", "policy") for name in stats[section]
+        f"{section}.{name}"
+        for section in ("lookups", "traffic", "index", "mover", "policy", "trace")
+        for name in stats[section]
     }
     names |= {f"tiers.{name}" for row in stats["tiers"].values() for name in row}
     assert {name for name in COUNTERS if not name.startswith("service.")} <= names

@@ -54,7 +54,7 @@ def good_message(method: Any, handle: int, keys: bytes) -> bytes:
     names = {field.name for field in kind.DESCRIPTOR.fields}
     values: dict[str, Any] = {"namespace": handle, "namespaces": [handle], "keys": keys, "deadline_ms": 5.0}
     hint = pb.RequestHint(ending=pb.ENDING_TOOL_USE, output_tokens=7, priority=-1, ttl_s=3600)
-    values |= {"tier": "disk", "force": True, "ttl_s": 0.01, "hint": hint}
+    values |= {"tier": "disk", "force": True, "ttl_s": 0.01, "hint": hint, "prefill_tokens_per_s": 1000.0}
     return kind(**{name: value for name, value in values.items() if name in names}).SerializeToString()
 
 

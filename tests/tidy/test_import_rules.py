@@ -35,7 +35,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "clock": set(),
     "section": set(),
     "serving": {"section"},
-    "config": {"section", "serving"},
+    "tracing": {"section"},
+    "evicting": {"section"},
+    "config": {"evicting", "section", "serving", "tracing"},
     "access": set(),
     "frames": set(),
     "events": set(),
@@ -44,6 +46,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "policy": set(),
     "rates": set(),
     "trace": set(),
+    "trace_file": set(),
+    "joining": {"trace"},
     "workload": set(),
     # the doors to the compiled core
     "_core": set(),
@@ -105,6 +109,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "carry": {"_core.index", "listing", "tiers.base"},
     "scrub": {"_core.index", "listing", "policy", "tiers.base"},
     "promotion": {"policy", "tiers.base"},
+    "prefill": {"_core.index", "policy"},
+    "matching": {"_core.index"},
     "mover": {
         *("_core.index", "backlog", "budget", "carry", "clock", "policy", "promotion", "recency", "scrub", "space"),
         *("stepper", "tiers.base", "tiers.host"),
@@ -120,6 +126,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "tiers.base",
     },
     "durability": {"_core.index", "checks", "tiers.base"},
+    "recording": {"clock", "hashing", "hint", "joining", "trace", "trace_file"},
     "lease": {"copying"},
     "room": {"hint", "tiers.base"},
     "putting": {"copying", "room"},
@@ -127,9 +134,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "expiry": {"_core.hint", "_core.index", "clock"},
     "pins": {"_core.index", "_core.lease"},
     "hints": {"_core.hint", "expiry", "hint", "pins"},
-    "arrivals": {"_core.lease", "tiers.base"},
+    "hinting": {"checks", "hint", "joining"},
+    "arrivals": {"_core.lease", "lease", "tiers.base"},
     "handle": {
-        *("arrivals", "_core.lease", "checks", "copying", "durability", "hashing", "hint", "lease"),
+        *("arrivals", "_core.lease", "checks", "copying", "durability", "hashing", "hint", "hinting", "joining"),
+        *("lease", "matching"),
         *("namespace", "putting", "reservation", "room", "tiers.base"),
     },
     "store": {
@@ -147,7 +156,9 @@ MAY_IMPORT: dict[str, set[str]] = {
         "hints",
         "mover",
         "namespace",
+        "prefill",
         "quota",
+        "recording",
         "space",
         "tiers.base",
         "tiers.host",
@@ -157,8 +168,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "watching": {"checks", "clock", "events", "feed", "handle", "namespace", "tiers.host"},
     # composition: the one place where tiers are chosen
     "embedded": {
-        *("_core.events", "_core.index", "_core.lease", "clock", "config", "mover", "policy", "space", "store"),
-        *("tiers.base", "tiers.disk", "tiers.host"),
+        *("_core.events", "_core.index", "_core.lease", "clock", "config", "mover", "policy", "recording", "space"),
+        *("store", "tiers.base", "tiers.disk", "tiers.host"),
     },
     "kvstore": {"client", "config", "embedded", "handle", "hint", "namespace", "store"},
     # wire ↔ values, on either side; neither knows the other
@@ -170,7 +181,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "service.namespaces": {
         *("access", "checks", "handle", "hashing", "namespace", "service.identity", "service.limits", "store"),
     },
-    "service.attaching": {"_core.attach", "_core.put", "config", "service.endpoints", "store"},
+    "service.attaching": {
+        *("_core.attach", "_core.put", "checks", "config", "hint", "joining", "service.endpoints"),
+        "store",
+    },
     "service.bulk": {
         *("_core.transfer", "frames", "hint", "lease", "putting", "room", "service.calls", "service.hints"),
         *("service.identity", "service.limits", "service.namespaces", "v1.kvstore_pb2"),
@@ -221,11 +235,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "client.streams": {"client.blocks", "client.link", "frames", "v1.kvstore_pb2"},
     "client.putting": {"client.blocks", "client.streams", "copying", "v1.kvstore_pb2"},
     "client.lease": {"client.blocks", "copying"},
-    "client.hints": {"checks", "client.link", "hint", "v1.kvstore_pb2"},
+    "client.hints": {"checks", "client.link", "clock", "hint", "policy", "v1.kvstore_pb2"},
     "client.room": {"client.blocks", "client.hints", "client.streams", "copying", "hint"},
     "client.handle": {
         *("checks", "client.blocks", "client.hints", "client.lease", "client.link", "client.putting"),
-        *("client.room", "client.streams", "clock", "copying", "hashing", "hint", "namespace", "v1.kvstore_pb2"),
+        *("client.room", "client.streams", "clock", "copying", "hashing", "hint", "namespace", "policy"),
+        "v1.kvstore_pb2",
     },
     # a daemon's memory in this process: the verbs over the same leases, rooms and copies as embedded
     "client.attachment": {"_core.arena", "_core.lease", "_core.link"},
@@ -233,7 +248,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("_core.link", "client.attachment", "clock", "copying", "hashing", "hint", "namespace", "room"),
         "tiers.base",
     },
-    "client.coming": {"_core.lease", "client.space"},
+    "client.coming": {"_core.lease", "client.space", "lease"},
     "client.attached": {
         *("checks", "client.attachment", "client.coming", "client.handle", "client.lease", "client.link"),
         *("client.putting", "client.room", "client.space", "copying", "hint", "lease", "namespace"),
@@ -286,6 +301,7 @@ MAY_IMPORT: dict[str, set[str]] = {
             "demo",
             "doctor",
             "embedded",
+            "evicting",
             "handle",
             "logs",
             "namespace",
@@ -301,6 +317,8 @@ MAY_IMPORT: dict[str, set[str]] = {
 MAY_NAME: dict[str, set[str]] = {
     "carry": {"mover"},
     "promotion": {"carry", "mover"},
+    "prefill": {"mover"},
+    "matching": {"store"},
     "arrivals": {"_core.lease", "handle", "promotion", "store"},
     "attachment": {"store"},
     "recovery": {"store"},
@@ -308,6 +326,7 @@ MAY_NAME: dict[str, set[str]] = {
     "reservation": {"_core.lease", "handle", "store"},
     "pins": {"_core.lease", "mover"},
     "hints": {"_core.lease", "store"},
+    "hinting": {"recording", "store"},
     "scrub": {"mover"},
     "lease": {"_core.arena", "_core.lease", "tiers.base"},
     "room": {"_core.arena", "_core.lease", "copying", "tiers.base"},
@@ -319,8 +338,8 @@ MAY_NAME: dict[str, set[str]] = {
 # Distributions from outside → the only modules that may import them (a folder ends in `.*`).
 THIRD_PARTY: dict[str, tuple[str, ...]] = {
     "numpy": ("*",),
-    "pydantic": ("access", "config", "section", "serving"),
-    "pydantic_core": ("config", "section", "serving"),
+    "pydantic": ("access", "config", "evicting", "section", "serving", "tracing"),
+    "pydantic_core": ("config", "section", "serving", "tracing"),
     "pydantic_settings": ("config",),
     "lmdb": ("tiers.manifest",),
     "click": ("cli", "cli.*"),

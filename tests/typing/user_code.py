@@ -38,13 +38,15 @@ def asked(namespace: kvstore.Namespace, token_ids: list[int]) -> NDArray[np.uint
     assert_type(match.num_blocks, int)
     assert_type(match.by_tier["host"], int)
     assert_type(match.load_us, int)
+    assert_type(match.skipped, int)
+    namespace.computed(2048, 150_000)
     assert_type(namespace.explain(keys), list[str])
     assert_type(namespace.prefetch(keys, tier="host", deadline_ms=None), Future[kvstore.Match])
     return namespace.keys(block_hashes=[bytes(32)])
 
 
 def read(namespace: kvstore.Namespace, keys: NDArray[np.uint8], out: NDArray[np.uint8]) -> int:
-    with namespace.lease(keys, deadline_ms=50) as lease:
+    with namespace.lease(keys, deadline_ms=50, prefill_tokens_per_s=12_000) as lease:
         assert_type(lease, Lease)
         assert_type(lease.views, list[memoryview])
         assert_type(lease.lookups, list[kvstore.Lookup])

@@ -19,7 +19,7 @@ def request_of(
 ) -> Request:
     """One request; `is_partial`: its last block is not full."""
     tokens = len(ids) * BLOCK_TOKENS - is_partial
-    return Request(timestamp_ms, tokens, 1, np.array(ids, dtype=np.uint32), stop_reason)
+    return Request(timestamp_ms, tokens, 1, np.array(ids, dtype=np.uint64), stop_reason)
 
 
 def demand_of(*chains: Sequence[int]) -> Demand:

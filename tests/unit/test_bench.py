@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from kvstore._core.simulation import policies
+
 ROOT = Path(__file__).parents[2]
 NAMES = sorted(path.stem for path in (ROOT / "bench").glob("*.py") if "\ndef cases(" in path.read_text())
 REQUIRED = {"bench": str, "case": str, "value": float, "unit": str}
@@ -63,6 +65,15 @@ def test_copy_yields_the_cases_that_goals_are_set_for() -> None:
         ("hash", dict.fromkeys(["sha256", "xxh3_128", "python_sha256", "python_xxh3_128"], "ms")),
         ("lookup", {f"{way}_{kind}": "us" for way in ("c", "raw", "py") for kind in ("hot", "cold")}),
         ("evict", {"batch_256": "us", "touch": "ns", "touch_cold": "ns", "touch_hot": "ns", "metadata": "bytes"}),
+        (
+            "policy",
+            {
+                f"{policy}{kind}": unit
+                for policy in policies()
+                for kind, unit in (("", "ns"), ("_request", "us"), ("_worst", "us"), ("_ghost", "bytes"))
+                if policy != "lru" or kind != "_ghost"
+            },
+        ),
         (
             "store",
             {"put_2m": "GB/s", "get_2m": "GB/s", "views": "views/s", "zero_reuse": "%", "zero_reuse_128k": "%"},

@@ -108,7 +108,7 @@ def test_a_table_for_people(trace: str, capsys: pytest.CaptureFixture[str], monk
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["--policy", "nope,lru,best"], "'nope', 'best'; there are lru, gittins, opt, infinite"),
+        (["--policy", "nope,lru,best"], "'nope', 'best'; there are lru, gittins, s3fifo, arc, opt, infinite"),
         (["--policy", ""], "there are lru"),
         (["--capacity", "0"], "capacity 0 is neither a share"),
         (["--capacity", "0.1,1.5"], "capacity 1.5 is neither a share"),

@@ -86,6 +86,7 @@ def test_every_setting_can_be_given_in_every_way(tmp_path: Path, monkeypatch: py
             "write_nbytes_per_day": 4,
             "reservation_ttl_ms": 4,
             "put_wait_ms": 5,
+            "prefill_tokens_per_s": 7,
         },
         "policy": {
             "eviction": "lru",
@@ -94,6 +95,7 @@ def test_every_setting_can_be_given_in_every_way(tmp_path: Path, monkeypatch: py
             "pins_nbytes_max": 8,
             "ttl_blocks_max": 9,
         },
+        "trace": {"path": str(tmp_path / "trace"), "nbytes_max": MIB},
         "serve": {
             "socket": str(tmp_path / "socket"),
             "attach": False,
@@ -125,6 +127,7 @@ def test_every_setting_can_be_given_in_every_way(tmp_path: Path, monkeypatch: py
         monkeypatch.setenv("KVSTORE_" + key.replace(".", "_").upper(), str(value).lower())
     monkeypatch.setenv("KVSTORE_DISK_PATH", str(tmp_path))
     monkeypatch.setenv("KVSTORE_SERVE_SOCKET", str(tmp_path / "socket"))
+    monkeypatch.setenv("KVSTORE_TRACE_PATH", str(tmp_path / "trace"))
     assert Config.load() == wanted
 
 
@@ -156,14 +159,14 @@ def test_every_wrong_key_is_listed_with_value_origin_and_range(tmp_path: Path, m
             f"host.prefault = 'soon' (file {path}): must be one of 'background', 'now', 'off'",
             f"host.nbyte = 5 (file {path}): no such setting; did you mean host.nbytes? host has nbytes, prefault",
             f"hots = {{'nbytes': 1}} (file {path}): no such setting; the sections are host, disk, index, "
-            "mover, policy, serve",
+            "mover, policy, trace, serve",
             f"index.leases_max = 1.5 (file {path}): must be a whole number from 64 to 1,048,576",
             "disk.nbytes = '8 gigs' (environment KVSTORE_DISK_NBYTES): must be a size from 0 B to 16 TiB, "
             'as a number of bytes or like "8 GiB"',
             "disk.segments = '3' (environment KVSTORE_DISK_SEGMENTS): no such setting; "
             "did you mean disk.segment_nbytes? disk has path, nbytes, segment_nbytes, free_nbytes_min, io_threads",
             "foo_bar = '4' (environment KVSTORE_FOO_BAR): no such setting; the sections are "
-            "host, disk, index, mover, policy, serve",
+            "host, disk, index, mover, policy, trace, serve",
             "mover.put_wait_ms = -1 (argument): must be a whole number from 0 to 60,000",
         ]
     )

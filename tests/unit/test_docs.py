@@ -48,7 +48,9 @@ def row(setting: Setting) -> str:
 def test_operations_has_every_setting_with_its_default() -> None:
     wanted = [row(setting) for setting in Config().explain()]
     lines = (ROOT / "docs" / "operations.md").read_text().splitlines()
-    assert [line for line in lines if re.match(r"\| `(host|disk|index|mover|policy|serve)\.\w+` \| `", line)] == wanted
+    assert [
+        line for line in lines if re.match(r"\| `(host|disk|index|mover|policy|trace|serve)\.\w+` \| `", line)
+    ] == wanted
 
 
 def test_the_sample_file_has_every_setting_with_its_default() -> None:
@@ -74,7 +76,9 @@ def test_operations_explains_every_statistic() -> None:
         found = {re.sub(r"^namespaces\.m\.", "namespaces.NAME.", path) for path in paths(store.stats())}
     _, _, text = (ROOT / "docs" / "operations.md").read_text().partition("## What stats() reports")
     named = set(
-        re.findall(r"^\| `((?:lookups|traffic|tiers|index|mover|policy|namespaces)\.[\w.]+)` \|", text, re.MULTILINE)
+        re.findall(
+            r"^\| `((?:lookups|traffic|tiers|index|mover|policy|trace|namespaces)\.[\w.]+)` \|", text, re.MULTILINE
+        )
     )
     general = {re.sub(r"^tiers\.(host|disk)\.", "tiers.*.", path) for path in found}
     named = {re.sub(r"^tiers\.(TIER|host|disk)\.", "tiers.*.", path) for path in named}

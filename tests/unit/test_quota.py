@@ -44,6 +44,7 @@ def test_the_coldest_of_the_namespace_leaves_first(store):
     assert stored(store.namespace(make_spec(model="other")), chain(store.namespace(make_spec(model="other")), 12)) == 12
     assert store.stats()["namespaces"]["tiny"] == {
         "tenant": "", "blocks": 8, "block_nbytes": BLOCK, "used_nbytes": 8 * BLOCK, "quota_nbytes": 8 * BLOCK,
+        "prefill_tokens_per_s": 0.0,
     }  # fmt: skip
     settle(store)
     store.check()

@@ -73,7 +73,7 @@ def made_trace(seed: int, num_requests: int = 1500, num_prompts: int = 60) -> li
     for number in range(num_requests):
         ids = prompts[int(rng.integers(num_prompts))]
         ids = ids[: int(rng.integers(1, len(ids) + 1))]
-        requests.append(Request(10 * number, len(ids) * BLOCK_TOKENS, 1, np.array(ids, np.uint32), ""))
+        requests.append(Request(10 * number, len(ids) * BLOCK_TOKENS, 1, np.array(ids, np.uint64), ""))
     return requests
 
 
@@ -154,7 +154,7 @@ def test_a_full_disk_tier_gives_up_no_block_but_by_eviction() -> None:
 
 def test_the_pace_follows_the_trace_from_its_first_request(monkeypatch: pytest.MonkeyPatch) -> None:
     slept: list[float] = []
-    requests = [Request(ms, BLOCK_TOKENS, 1, np.array([ms], np.uint32), "") for ms in (5000, 5000, 7000)]
+    requests = [Request(ms, BLOCK_TOKENS, 1, np.array([ms], np.uint64), "") for ms in (5000, 5000, 7000)]
     monkeypatch.setattr(replay, "time", SimpleNamespace(monotonic_ns=lambda: 0, sleep=slept.append))
     play(requests, 10, speed=4.0)
     assert slept == [0.0, 0.0, 0.5]

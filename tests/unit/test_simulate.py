@@ -17,6 +17,9 @@ KNOWN = {  # prefix hits in % at SHARES of the unique blocks, and how exactly th
     ("conversation", "lru"): ((4.22, 5.25, 12.57, 27.89, 35.77), 0.01),
     ("synthetic", "opt"): ((8.93, 18.54, 31.43, 50.63, 63.96), 0.01),
     ("synthetic", "lru"): ((0.93, 3.81, 10.67, 26.23, 48.78), 0.01),
+    # Published ARC and S3-FIFO know blocks, not chains: theirs evict from the middle of a prefix, too.
+    ("conversation", "arc"): ((4.56, 6.49, 13.17, 28.43, 34.93), 0.1),
+    ("conversation", "s3fifo"): ((4.79, 7.50, 14.51, 24.48, 35.33), 0.5),
     ("agents", "opt"): ((21.5, 50.5, 82.9), 0.05),
     ("agents", "lru"): ((2.2, 16.6, 67.0), 0.05),
 }
@@ -168,7 +171,7 @@ def test_limits_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_unknown_policy_is_named() -> None:
-    with pytest.raises(InvalidRequest, match="'nope' is none of lru, gittins, opt, infinite"):
+    with pytest.raises(InvalidRequest, match="'nope' is none of lru, gittins, s3fifo, arc, opt, infinite"):
         simulate(demand_of([1]), "nope", 2)
     with pytest.raises(InvalidRequest, match="'opt' is none of lru"):
         core.Simulation("opt", 2, demand_of([1]).requests(full_only=False))

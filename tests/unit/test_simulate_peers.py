@@ -4,6 +4,7 @@ It knows blocks, not requests: a request's blocks are looked up first, and then 
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -44,11 +45,30 @@ def block_hits(cache: Any, asked: Demand) -> int:
     return hits
 
 
-# Ours → theirs, how its hits are counted, and how many blocks more it is given for an upper bound: a cache that cannot
-# let a block pass by has at least the hits of one that can, once it has one block more for what passes.
-PEERS: dict[str, tuple[Callable[[int], Any], Callable[[Any, Demand], int], int]] = {
-    "lru": (lambda num_blocks: peer.LRU(num_blocks), prefix_hits, 0),
-    "opt": (lambda num_blocks: peer.Belady(num_blocks), block_hits, 1),
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Another cache, how its hits are counted, and how far ours may be from them.
+
+    `num_more` blocks more make an upper bound: a cache that cannot let a block pass by has at least the hits of one
+    that can, once it has one block more for what passes. `below` and `above`, in % of what is asked for, are as
+    measured.
+    """
+
+    make: Callable[[int], Any]
+    count: Callable[[Any, Demand], int]
+    num_more: int = 0
+    below: float = 0.0
+    above: float = 0.0
+
+
+PEERS = {
+    "lru": Peer(lambda num_blocks: peer.LRU(num_blocks), prefix_hits),
+    "opt": Peer(lambda num_blocks: peer.Belady(num_blocks), block_hits, num_more=1),
+    # Theirs makes room block by block, and from the middle of chains; ours for a request at once, leaf first.
+    "arc": Peer(lambda num_blocks: peer.ARC(num_blocks), prefix_hits, below=0.3, above=0.6),
+    # Theirs is a variant besides: it evicts from the main queue when that is over nine tenths. The study's own
+    # implementation of the paper is as far from it: 6.1 above at 30 % of conversation.
+    "s3fifo": Peer(lambda num_blocks: peer.S3FIFO(num_blocks), prefix_hits, below=1.0, above=6.6),
 }
 
 
@@ -56,9 +76,10 @@ PEERS: dict[str, tuple[Callable[[int], Any], Callable[[Any, Demand], int], int]]
 @pytest.mark.parametrize("name", ["conversation", "synthetic"])
 @pytest.mark.parametrize("policy", PEERS)
 def test_same_hits(policy: str, name: str, share: float) -> None:
-    make, count, num_more = PEERS[policy]
+    other = PEERS[policy]
     asked = known_demand(name)
     num_blocks = blocks_of(share, asked.num_unique)
     ours = round(simulate(asked, policy, num_blocks).prefix_hit * asked.num_asked)
-    theirs = [count(make(size), asked) for size in sorted({num_blocks, num_blocks + num_more})]
-    assert theirs[0] <= ours <= theirs[-1]
+    theirs = [other.count(other.make(size), asked) for size in sorted({num_blocks, num_blocks + other.num_more})]
+    percent = asked.num_asked / 100
+    assert theirs[0] - other.below * percent <= ours <= theirs[-1] + other.above * percent

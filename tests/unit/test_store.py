@@ -121,7 +121,8 @@ def test_the_number_of_namespaces_is_limited(monkeypatch):
 # ---- numbers ----
 
 STATS = {
-    "lookups": {"leases", "blocks_asked", "blocks_found", "blocks_near", "blocks_far", "leases_in_use"},
+    "lookups": {"leases", "blocks_asked", "blocks_found", "blocks_near", "blocks_far", "leases_in_use",
+                "blocks_skipped", "probes"},
     "traffic": {"put_nbytes", "got_nbytes"},
     "index": {
         "entries", "entries_max", "writing", "waiting", "near", "far", "removed_pending", "near_nbytes", "far_nbytes",

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from kvstore.errors import InvalidRequest
-from kvstore.trace import LINE_NBYTES_MAX, read_trace
+from kvstore.trace import LINE_NBYTES_MAX, Request, encode, read_trace
 
 SHARED = Path(__file__).parents[3] / "shared" / "traces"
 GOOD = {"timestamp": 5, "input_length": 1100, "output_length": 7, "hash_ids": [3, 1, 2]}
@@ -21,7 +21,8 @@ def write(folder: Path, *lines: object) -> Path:
 
 
 def test_fields(tmp_path: Path) -> None:
-    agent = {**GOOD, "timestamp": 9, "stop_reason": "tool_use", "hash_ids": [2**32 - 1, 0], "other": 1}
+    own = {"block_tokens": 1024, "namespace": 2**53 - 1, "hash_ids": [2**53 - 1, 0]}
+    agent = {**GOOD, **own, "timestamp": 9, "stop_reason": "tool_use", "other": 1}
     first, second = read_trace(write(tmp_path, GOOD, agent))
     assert (first.timestamp_ms, first.input_tokens, first.output_tokens, first.stop_reason) == (
         5,
@@ -29,12 +30,25 @@ def test_fields(tmp_path: Path) -> None:
         7,
         "",
     )
-    assert first.block_ids.dtype == np.uint32
+    assert first.block_ids.dtype == np.uint64
+    assert (first.block_tokens, first.namespace) == (512, 0)
     assert first.block_ids.tolist() == [3, 1, 2]
     assert (second.timestamp_ms, second.stop_reason) == (9, "tool_use")
-    assert second.block_ids.tolist() == [2**32 - 1, 0]
+    assert second.block_ids.tolist() == [2**53 - 1, 0]
+    assert (second.block_tokens, second.namespace) == (1024, 2**53 - 1)
     with pytest.raises(ValueError, match="read-only"):
         first.block_ids[0] = 1
+
+
+def test_what_is_encoded_is_read_back(tmp_path: Path) -> None:
+    plain = Request(5, 32, 7, np.array([2**53 - 1, 0], np.uint64), block_tokens=16)
+    full = Request(6, 0, 0, np.array([], np.uint64), "end_turn", 4096, 2**53 - 1)
+    path = tmp_path / "trace.jsonl"
+    path.write_bytes(encode(plain) + encode(full))
+    for wanted, found in zip((plain, full), read_trace(path), strict=True):
+        assert found.block_ids.tolist() == wanted.block_ids.tolist()
+        for field in ("timestamp_ms", "input_tokens", "output_tokens", "stop_reason", "block_tokens", "namespace"):
+            assert getattr(found, field) == getattr(wanted, field)
 
 
 def test_gzip_is_known_by_its_bytes(tmp_path: Path) -> None:
@@ -60,11 +74,17 @@ def test_empty_prompts_and_empty_files(tmp_path: Path) -> None:
         ({"hash_ids": 5}, "hash_ids must be a list of whole numbers, not 5"),
         ({"hash_ids": [1, True, 2]}, "hash_ids must be a list of whole numbers, not [1, True, 2]"),
         ({"hash_ids": [1, 2.0, 3]}, "hash_ids must be a list of whole numbers, not [1, 2.0, 3]"),
-        ({"hash_ids": [1, 2, -3]}, "hash_ids must be from 0 to 4294967295, not -3 to 2"),
-        ({"hash_ids": [1, 2, 2**32]}, "hash_ids must be from 0 to 4294967295, not 1 to 4294967296"),
+        ({"hash_ids": [1, 2, -3]}, "hash_ids must be from 0 to 9007199254740991, not -3 to 2"),
+        ({"hash_ids": [1, 2, 2**53]}, "hash_ids must be from 0 to 9007199254740991, not 1 to 9007199254740992"),
+        ({"hash_ids": [1, 2, 2**64]}, "hash_ids must be from 0 to 9007199254740991, not 1 to 18446744073709551616"),
         ({"hash_ids": [1]}, "hash_ids has 1 ids, not one for each 512 of 1100 tokens"),
         ({"hash_ids": [1, 2, 3, 4]}, "hash_ids has 4 ids, not one for each 512 of 1100 tokens"),
         ({"input_length": 1024}, "hash_ids has 3 ids, not one for each 512 of 1024 tokens"),
+        ({"block_tokens": 550}, "hash_ids has 3 ids, not one for each 550 of 1100 tokens"),
+        ({"block_tokens": 0}, "block_tokens must be a whole number from 1 to 65536, not 0"),
+        ({"block_tokens": None}, "block_tokens must be a whole number from 1 to 65536, not None"),
+        ({"namespace": -1}, "namespace must be a whole number from 0 to 9007199254740991, not -1"),
+        ({"namespace": "m"}, "namespace must be a whole number from 0 to 9007199254740991, not 'm'"),
         ({"stop_reason": 5}, "stop_reason must be text, not 5"),
     ],
 )
@@ -72,7 +92,7 @@ def test_a_wrong_field_is_named(tmp_path: Path, change: dict[str, object], text:
     path = write(tmp_path, GOOD, {**GOOD, "timestamp": 6}, {**GOOD, "timestamp": 7, **change})
     requests = read_trace(path)
     assert [next(requests).timestamp_ms, next(requests).timestamp_ms] == [5, 6]
-    text = text.replace("from 0 to 9", "from 6 to 9")
+    text = text.replace("from 0 to 9007199254740992,", "from 6 to 9007199254740992,")
     with pytest.raises(InvalidRequest) as caught:
         next(requests)
     assert str(caught.value) == f"{path}, line 3: {text}"
@@ -133,3 +153,9 @@ def test_real_traces(name: str, num_requests: int, num_accesses: int, num_unique
     ids = [request.block_ids for request in read_trace(path)]
     every = np.concatenate(ids)
     assert (len(ids), every.size, np.unique(every).size) == (num_requests, num_accesses, num_unique)
+
+
+@pytest.mark.parametrize(("input_tokens", "num_full"), [(48, 3), (47, 2), (33, 2), (64, 3)])
+def test_full_blocks_are_counted_by_the_requests_own_block_tokens(input_tokens: int, num_full: int) -> None:
+    request = Request(0, input_tokens, 0, np.array([1, 2, 3], np.uint64), block_tokens=16)
+    assert request.num_full == num_full

@@ -20,12 +20,13 @@ cdef extern from "attach.h" nogil:
     ctypedef struct kv_attach_counts:
         uint64_t num_clients, num_silent, num_accepted, num_refused, num_malformed, num_reclaimed
         uint64_t num_reservations, reserved_nbytes, num_revoked, num_expired
-        uint64_t num_reserved, num_committed, num_waits
+        uint64_t num_reserved, num_committed, num_waits, num_unrecorded
     ctypedef struct kv_help:
         int kind
         uint16_t ns
         uint32_t client, turn
         uint32_t num_blocks, deadline_ms
+        kv_hint hint
         uint8_t *keys
     ctypedef struct kv_attach
     kv_attach *kv_attach_create(int listening, kv_put *put, int arena_fd, uint64_t arena_nbytes,
@@ -40,10 +41,11 @@ cdef extern from "attach.h" nogil:
     int kv_attach_take(kv_attach *attach, kv_help *help)
     void kv_attach_heard(kv_attach *attach, uint32_t client, uint32_t turn)
     void kv_attach_helped(kv_attach *attach, uint32_t client, uint32_t turn, uint32_t flags, uint32_t num_fresh)
+    void kv_attach_record(kv_attach *attach)
     void kv_attach_set_wait(kv_attach *attach, uint32_t put_wait_ms)
     void kv_attach_read_counts(kv_attach *attach, kv_attach_counts *counts)
 
-PROMOTE, ROOM, QUOTA, ENTRIES, COLLECT = 1, 2, 3, 4, 5
+PROMOTE, ROOM, QUOTA, ENTRIES, COLLECT, RECORD = 1, 2, 3, 4, 5, 6
 READ, WRITE = 1, 2
 CLIENTS_MAX = KV_TABLES_MAX - 8    # the store's own lease tables, and this server's
 
@@ -77,6 +79,10 @@ cdef class AttachSocket:
         if self._attach != NULL:
             kv_attach_destroy(self._attach)
 
+    def record(self):
+        """From now on `take` tells of every chain that is to be reserved; before `serve`."""
+        kv_attach_record(self._attach)
+
     def serve(self):
         """The serving thread's body, without the GIL, until `stop`."""
         with nogil:
@@ -108,8 +114,8 @@ cdef class AttachSocket:
         return bool(going_on)
 
     def take(self):
-        """One thing that the store is asked for: (kind, namespace, client, turn, number of blocks, keys as bytes), or
-        None."""
+        """One thing that the store is asked for: (kind, namespace, client, turn, number of blocks, keys as bytes, the
+        numbers of a RECORD's hint if it has one), or None."""
         cdef kv_help help
         if not kv_attach_take(self._attach, &help):
             return None
@@ -119,7 +125,11 @@ cdef class AttachSocket:
                 keys = PyBytes_FromStringAndSize(<char *>help.keys, <Py_ssize_t>help.num_blocks * KV_KEY_NBYTES)
             finally:
                 free(help.keys)
-        return help.kind, help.ns, help.client, help.turn, help.num_blocks, keys
+        hint = None
+        if help.kind == RECORD and kv_hint_is_given(&help.hint):
+            is_told = help.hint.output_tokens != KV_TOKENS_UNKNOWN
+            hint = help.hint.ending, help.hint.priority, help.hint.output_tokens if is_told else -1
+        return help.kind, help.ns, help.client, help.turn, help.num_blocks, keys, hint
 
     def heard(self, uint32_t client, uint32_t turn):
         """A reservation that waits for the store has been looked at."""

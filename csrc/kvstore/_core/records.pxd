@@ -160,6 +160,7 @@ cdef extern from "hint.h" nogil:
         int8_t priority
         uint16_t zero
         uint32_t output_tokens
+    bint kv_hint_is_given(const kv_hint *hint)
     void kv_index_hint(kv_index *index, uint32_t deepest, const kv_hint *hint)
     uint32_t kv_index_chain(const kv_index *index, uint32_t deepest, uint32_t *ids, uint32_t ids_max)
     uint32_t kv_index_mark(kv_index *index)

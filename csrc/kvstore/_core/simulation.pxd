@@ -5,6 +5,11 @@ cdef extern from "policies.h" nogil:
     const kv_policy *kv_policy_find(const char *name)
     const char *kv_policy_name(uint32_t number)
 
+cdef extern from "eviction.h" nogil:
+    ctypedef struct kv_policy_figures:
+        uint64_t num_ghosts, nbytes
+    kv_policy_figures kv_eviction_figures(const kv_index *index)
+
 cdef extern from "requests.h" nogil:
     ctypedef struct kv_requests:
         const uint32_t *ids

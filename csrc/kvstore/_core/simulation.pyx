@@ -132,6 +132,11 @@ cdef class Simulation:
         """Blocks that are stored now."""
         return self._simulation.index.counts.num_near
 
+    def ghosts(self):
+        """(blocks that the policy remembers and that are not stored, bytes that all its remembering takes)."""
+        cdef kv_policy_figures figures = kv_eviction_figures(&self._simulation.index)
+        return figures.num_ghosts, figures.nbytes
+
     def check(self):
         """Audit of index and slots: 0, or the number of the broken rule."""
         return kv_simulation_check(&self._simulation)
