@@ -12,6 +12,7 @@
 #include "hint.h"
 
 #define KV_LEVEL_ANY UINT32_MAX /* above every level */
+#define KV_DOUBLING_LEVELS 64   /* what is worth twice as much is so many levels higher */
 
 /* A reservation: everything that a caller has computed or found of one prompt. */
 typedef struct {

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from kvstore.cli import Command, render
+from kvstore.cli.tiers import TIER_OPTIONS, run_tiers, tier_options
 from kvstore.errors import InvalidRequest
 from kvstore.simulate import INFINITE, OPT, Demand, Outcome, blocks_of, demand, known_policies, mean_hit, simulate
 from kvstore.trace import read_trace
@@ -18,6 +20,7 @@ from kvstore.trace import read_trace
 CAPACITIES = "0.003,0.01,0.03,0.1,0.3"
 RUNS_MAX = 1000  # policies times capacities
 RUNS_AT_ONCE = 2  # each on a thread of its own
+WITHOUT_TIERS = {"capacities": "capacity", "plot": "plot"}  # name → option
 
 Outcomes = Mapping[str, Sequence[Outcome]]  # by policy, in the order of the capacities
 
@@ -69,23 +72,36 @@ def _capacity(text: str) -> float:
     "--limit", type=click.IntRange(0), default=0, show_default=True, help="Only the first N requests; 0: all."
 )
 @click.option("--plot", type=click.Path(dir_okay=False), default="", help="Draw hits against capacity into this file.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object per policy and capacity, then a summary.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per run, then a summary but with --tiers.")
+@tier_options
+@click.pass_context
 def command(
-    trace: str, policies: tuple[str, ...], capacities: tuple[float, ...], limit: int, plot: str, as_json: bool
+    context: click.Context,
+    /,
+    trace: str,
+    policies: tuple[str, ...],
+    capacities: tuple[float, ...],
+    limit: int,
+    plot: str,
+    as_json: bool,
+    **tiers: Any,
 ) -> int:
     """Play the requests of TRACE through the store's own bookkeeping, without bytes, for each policy and capacity.
 
-    A hit is a block of a request's stored prefix, as a share of all blocks that are asked for.
+    A hit is a block of a request's stored prefix, as a share of all blocks that are asked for. With --tiers the
+    policies keep DRAM and NVMe, HBM is the engine's, and every run is compared with a plain one: write-through, lru.
     """
+    _refuse_mixed(context, has_tiers=bool(tiers["tiers"]))
+    if tiers["tiers"]:
+        run_tiers(trace, _demand(trace, limit), _tier_policies(context, policies), tiers, as_json=as_json)
+        return 0
     if len(policies) * len(capacities) > RUNS_MAX:
         raise click.UsageError(f"{len(policies)} policies at {len(capacities)} capacities; at most {RUNS_MAX} runs")
     if plot:
         from kvstore.cli.plot import require_plot
 
         require_plot(Path(plot))
-    asked = demand(islice(read_trace(trace), limit or None))
-    if not asked.num_asked:
-        raise click.UsageError(f"{trace} has no requests for blocks")
+    asked = _demand(trace, limit)
     runs = [(policy, capacity) for policy in policies for capacity in capacities]
     outcomes: dict[str, list[Outcome]] = {policy: [] for policy in policies}
     with render.progress("requests", len(runs) * asked.num_requests) as bar:
@@ -101,6 +117,32 @@ def command(
     if plot:
         _plot(Path(plot), trace, asked, outcomes)
     return 0
+
+
+def _is_given(context: click.Context, name: str) -> bool:
+    return context.get_parameter_source(name) is not ParameterSource.DEFAULT
+
+
+def _refuse_mixed(context: click.Context, *, has_tiers: bool) -> None:
+    """Options that would be passed over are refused."""
+    apart = WITHOUT_TIERS if has_tiers else TIER_OPTIONS
+    given = [name for name in apart if _is_given(context, name)]
+    if given:
+        options = ", ".join(f"--{WITHOUT_TIERS.get(name, name.replace('_', '-'))}" for name in given)
+        raise click.UsageError(f"{options}: not with --tiers" if has_tiers else f"{options}: only with --tiers")
+
+
+def _tier_policies(context: click.Context, policies: tuple[str, ...]) -> tuple[str, ...]:
+    if _is_given(context, "policies"):
+        return policies
+    return tuple(name for name in policies if name != OPT)
+
+
+def _demand(trace: str, limit: int) -> Demand:
+    asked = demand(islice(read_trace(trace), limit or None))
+    if not asked.num_asked:
+        raise click.UsageError(f"{trace} has no requests for blocks")
+    return asked
 
 
 def _play(asked: Demand, runs: Sequence[tuple[str, float]], advance: Callable[[int], None]) -> Iterator[Outcome]:

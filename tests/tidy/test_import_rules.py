@@ -274,6 +274,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "replay": {"_core.eviction", "caller", "handle", "hint", "policy", "store", "timed", "trace", "workload"},
     "advice": set(),
     "simulate": {"_core.simulation", "policy", "trace"},
+    "tiered": {"_core.tiered", "simulate"},
     "demo": {
         *("_core.arena", "caller", "config", "handle", "hashing", "namespace", "space", "store"),
         *("tiers.disk", "timed", "workload"),
@@ -284,6 +285,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli.traffic": {"caller", "cli.render"},
     "cli.remote": {"client", "client.store"},
     "cli.frame": {"cli.render", "rates"},
+    "cli.tiers": {"_core.simulation", "_core.tiered", "cli.render", "simulate", "tiered"},
     "cli.tier": {"cli", "cli.remote", "cli.render"},
     "cli.*": {
         *(
@@ -293,6 +295,7 @@ MAY_IMPORT: dict[str, set[str]] = {
             "cli.frame",
             "cli.remote",
             "cli.render",
+            "cli.tiers",
             "cli.traffic",
             "clock",
             "client",
@@ -370,6 +373,7 @@ MAY_CIMPORT: dict[str, set[str]] = {
     "clocked": {"lease", "records", "view"},
     "simulation": {"records"},
     "whatif": {"index", "records"},
+    "tiered": {"records", "simulation"},
 }
 
 
