@@ -174,9 +174,8 @@ def test_probes_and_metrics_over_http(daemon: Process):
 def test_counters_are_statistics_that_exist():
     with kvstore.open(Config(host={"nbytes": "1 MiB"}, disk={"nbytes": "16 MiB"})) as store:
         stats = store.stats()
-    names = {
-        f"{section}.{name}" for section in ("lookups", "traffic", "index", "mover", "policy") for name in stats[section]
-    }
+    sections = ("lookups", "traffic", "index", "mover", "policy", "shadow")
+    names = {f"{section}.{name}" for section in sections for name in stats[section]}
     names |= {f"tiers.{name}" for row in stats["tiers"].values() for name in row}
     assert {name for name in COUNTERS if not name.startswith("service.")} <= names
 
