@@ -129,6 +129,7 @@ MODULES = {
         "s3fifo",
         "arc",
         "evict",
+        "tap",
         "moves",
         "removal",
         "walk",

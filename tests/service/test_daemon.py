@@ -176,7 +176,7 @@ def test_counters_are_statistics_that_exist():
         stats = store.stats()
     names = {
         f"{section}.{name}"
-        for section in ("lookups", "traffic", "index", "mover", "policy", "trace")
+        for section in ("lookups", "traffic", "index", "mover", "policy", "trace", "shadow")
         for name in stats[section]
     }
     names |= {f"tiers.{name}" for row in stats["tiers"].values() for name in row}

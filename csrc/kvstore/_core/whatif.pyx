@@ -28,8 +28,7 @@ cdef class Shadows:
         kv_whatif_destroy(&self._whatif)
 
     def begin(self, int tier, capacities_nbytes, int own, uint64_t slot_nbytes):
-        """Play a tier anew, at SIZES capacities, of which number `own` is what it has, with blocks of about so many
-        bytes.
+        """Play a tier anew, at SIZES capacities, number `own` what it has now, with blocks of about so many bytes.
 
         Errors: InvalidRequest; Unavailable without the memory, and there are no figures of this tier.
         """
@@ -62,8 +61,7 @@ cdef class Shadows:
         return is_more != 0
 
     def figures(self, int tier, uint64_t now_ms):
-        """[(recent, ever, full)] of each size, then share, requests, tokens a second and mean slot, as whatif.h names
-        them."""
+        """[(recent, ever, full)] of each size, then share, requests, tokens a second, mean slot: see whatif.h."""
         cdef kv_whatif_figures found
         cdef int number = _tier(tier)
         with nogil:
