@@ -11,7 +11,7 @@ import pytest
 
 HERE = Path(__file__).parent
 CORE = HERE.parents[1] / "csrc" / "c"
-SOURCES = ("index", "ghost", "events", "lease", "lru", "evict", "moves", "removal", "audit")
+SOURCES = ("index", "ghost", "events", "lease", "lru", "evict", "tap", "moves", "removal", "audit")
 FLAGS = ("-std=c11", "-D_GNU_SOURCE", "-O2", "-g", "-Wall", "-Wextra", "-Werror", "-pthread")
 
 
