@@ -247,7 +247,7 @@ static void promote(kv_tiered *tiered, const uint32_t *entries, uint32_t num_ent
     kv_promote_unmark(index, moved, tiered->places, tiered->marks, num, tiered->plan);
     for (uint32_t i = 0; i < num; i++) {
         if (tiered->tiering.promotion == KV_PROMOTION_MOVE) set_far_copy(index, moved[i], 0);
-        if (!tiered->tiering.takes_victims) arrive(tiered, moved[i]);
+        arrive(tiered, moved[i]);
     }
 }
 
@@ -287,7 +287,7 @@ static void put(kv_tiered *tiered, const uint32_t *ids, uint32_t num_ids, const 
     }
     if (num_mine == 0) return;
     const uint32_t num_published = kv_index_commit(index, mine, num_mine, 0, tiered->marks, published);
-    for (uint32_t i = 0; i < num_published && !tiered->tiering.takes_victims; i++) arrive(tiered, published[i]);
+    for (uint32_t i = 0; i < num_published; i++) arrive(tiered, published[i]);
 }
 
 /* Far copies of what is worth one and is in DRAM. */

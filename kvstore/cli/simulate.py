@@ -12,7 +12,7 @@ import click
 from click.core import ParameterSource
 
 from kvstore.cli import Command, render
-from kvstore.cli.tiers import TIER_OPTIONS, run_tiers, tier_options
+from kvstore.cli.tiers import TIER_OPTIONS, TIER_POLICIES, run_tiers, tier_options
 from kvstore.errors import InvalidRequest
 from kvstore.simulate import INFINITE, OPT, Demand, Outcome, blocks_of, demand, known_policies, mean_hit, simulate
 from kvstore.trace import read_trace
@@ -135,7 +135,7 @@ def _refuse_mixed(context: click.Context, *, has_tiers: bool) -> None:
 def _tier_policies(context: click.Context, policies: tuple[str, ...]) -> tuple[str, ...]:
     if _is_given(context, "policies"):
         return policies
-    return tuple(name for name in policies if name != OPT)
+    return TIER_POLICIES
 
 
 def _demand(trace: str, limit: int) -> Demand:

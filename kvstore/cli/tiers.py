@@ -32,6 +32,7 @@ from kvstore.tiered import (
 RUNS_MAX = 1000
 RUNS_AT_ONCE = 2  # each on a thread of its own
 TIERS = ("hbm", "dram", "nvme")
+TIER_POLICIES = ("lru", "gittins")  # unless others are named
 DIMENSIONS = ("setup", "promotion", "write_back", "disk_order", "disk_chance", "disk_gain")  # of Plan
 TIER_OPTIONS = (*DIMENSIONS, "block_mib", "recompute_ms", "dram_gbs", "nvme_gbs")
 Callback = Callable[[click.Context, click.Parameter, str], Any]

@@ -118,7 +118,7 @@ def test_a_table_for_people(trace: str, capsys: pytest.CaptureFixture[str], monk
         (["--tiers", "1,2"], "2 sizes; it takes one each of HBM, DRAM and NVMe"),
         (["--tiers", "1,2,much"], "'1,2,much' are not numbers"),
         (["--tiers", "0,2,3"], "capacity 0 is neither a share"),
-        (["--tiers", SIZES, "--policy", "opt,lru"], "opt cannot keep tiers; lru, gittins can"),
+        (["--tiers", SIZES, "--policy", "opt,lru"], "opt cannot keep tiers; lru, gittins, s3fifo, arc can"),
         (["--tiers", SIZES, "--setup", "both"], "'both'; there are write-through, victim"),
         (["--tiers", SIZES, "--promotion", "keep,no"], "'no'; there are keep, move, no-refill"),
         (["--tiers", SIZES, "--disk-chance", "1.1"], "1.1 is not from 0 to 1"),

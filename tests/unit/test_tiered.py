@@ -29,6 +29,7 @@ from kvstore.tiered import (
 
 VICTIMS = Plan(setup=VICTIM)
 WORTH = Plan(VICTIM, "gittins", disk_chance=0.2, disk_gain=2)
+SPARSE = Plan(VICTIM, write_back=AT_PUT, disk_order=LEAF, disk_chance=SECOND_TOUCH)
 CODER = Costs(block_nbytes=64 << 20, recompute_ms=12.8)  # an 8B model's
 REAL = {"conversation": ((0.01, 0.03, 0.1), Costs()), "agents": ((0.003, 0.01, 0.03), CODER)}
 
@@ -62,11 +63,18 @@ def sums_of(asked: Demand, plan: Plan, *num_blocks: int) -> Sums:
         ([[1]], BASELINE, (1, 1, 5), (0, 0, 0, 1, 1, 0)),
         ([[1]], Plan(write_back=AT_PUT), (1, 1, 5), (0, 0, 0, 1, 1, 1)),
         ([[1], [2]], replace(VICTIMS, write_back=AT_PUT), (1, 1, 5), (0, 0, 0, 2, 1, 1)),
+        ([[1], [2], [3, 4]], Plan(write_back=AT_PUT), (1, 2, 1), (0, 0, 0, 4, 4, 1)),  # for 2 it is too late
         ([[1, 2], [3]], BASELINE, (1, 2, 5), (0, 0, 0, 3, 3, 2)),  # 2 leaves, and 1 is written before it
         ([[1, 2], [3]], Plan(disk_order=LEAF), (1, 2, 5), (0, 0, 0, 3, 3, 1)),
         ([[1, 2, 3], [1, 2, 3]], BASELINE, (1, 1, 5), (1, 0, 2, 3, 1, 3)),  # what goes first never comes into DRAM
         ([[1, 2, 3], [1, 2, 3]], VICTIMS, (1, 2, 5), (1, 2, 0, 3, 4, 0)),
         ([[1], [2], [3], [4], [1]], BASELINE, (1, 1, 2), (0, 0, 0, 5, 5, 4)),  # 1 was the oldest of NVMe
+        (
+            [[1, 2], [1, 2], [3], [4]],
+            SPARSE,
+            (1, 1, 1),
+            (1, 1, 0, 4, 4, 2),
+        ),  # 2, on NVMe, hangs on 1: 1 takes its place
         ([[], [7], []], BASELINE, (1, 1, 1), (0, 0, 0, 1, 1, 0)),
     ],
 )
