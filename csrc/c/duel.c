@@ -24,7 +24,7 @@ void kv_duel_begin(kv_duel *duel, const uint64_t *population, uint64_t num_store
     }
 }
 
-int kv_duel_end(kv_duel *duel, uint32_t tick) {
+int kv_duel_end(kv_duel *duel, uint32_t tick, float share) {
     if (tick - duel->faded >= 62) {
         const double fading = exp2(-(double)(tick - duel->faded) / HALF_LIFE_TICKS);
         duel->ours *= fading;
@@ -33,7 +33,7 @@ int kv_duel_end(kv_duel *duel, uint32_t tick) {
         duel->faded = tick;
     }
     const double lead = duel->lru - duel->ours;
-    if (!duel->is_lost && lead > LEAD_BLOCKS + LEAD_SHARE * duel->asked) {
+    if (!duel->is_lost && lead > LEAD_BLOCKS * share + LEAD_SHARE * duel->asked) {
         duel->is_lost = 1;
         duel->until = tick + duel->hold_ticks;
         if (duel->hold_ticks < HOLD_TICKS_MAX) duel->hold_ticks *= 2;

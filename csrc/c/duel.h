@@ -24,7 +24,7 @@ static inline void kv_duel_count(kv_duel *duel, uint32_t bin, int is_stored) {
     duel->ours += is_stored;
     duel->lru += duel->share[bin];
 }
-/* After a request: whether age alone is to count from now on. */
-int kv_duel_end(kv_duel *duel, uint32_t tick);
+/* After a request: whether age alone is to count from now on. Of all blocks that are asked for, `share` is seen. */
+int kv_duel_end(kv_duel *duel, uint32_t tick, float share);
 
 #endif

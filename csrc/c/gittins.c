@@ -269,7 +269,7 @@ static void gittins_touched(kv_index *index, uint32_t deepest) {
         if (known && !is_lookup(ranks, known_at(ranks, known)->cohort, RETRY_TICKS))
             move(index, &run, known, id, KV_PART_ASKED);
     }
-    kv_survival_be_cautious(&ranks->cohorts.survival, kv_duel_end(&ranks->duel, ranks->now));
+    kv_survival_be_cautious(&ranks->cohorts.survival, kv_duel_end(&ranks->duel, ranks->now, ranks->cohorts.survival.share));
 }
 
 static uint32_t *scratch_of(kv_ranks *ranks, uint32_t num) {
@@ -350,7 +350,7 @@ static void gittins_asked(kv_index *index, const kv_request *request) {
         }
         above = number;
     }
-    kv_survival_be_cautious(&ranks->cohorts.survival, kv_duel_end(&ranks->duel, ranks->now));
+    kv_survival_be_cautious(&ranks->cohorts.survival, kv_duel_end(&ranks->duel, ranks->now, ranks->cohorts.survival.share));
     if (above == 0) return;
     known_at(ranks, above)->ended = ranks->now;
     known_at(ranks, above)->pace_ds = traits.pace_ds;

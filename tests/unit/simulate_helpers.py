@@ -41,6 +41,9 @@ def tree_trace(seed: int, num_requests: int, num_branches: int = 3, depth_max: i
     return chains
 
 
+SANITIZED = "asan" in os.environ.get("LD_PRELOAD", "")  # whole traces would take minutes then
+
+
 @cache
 def _read(path: Path) -> Demand:
     return demand(read_trace(path))
@@ -48,6 +51,8 @@ def _read(path: Path) -> Demand:
 
 def known_demand(name: str) -> Demand:
     """A real trace, or the test is skipped."""
+    if SANITIZED:
+        pytest.skip("whole traces are not played under the sanitizers")
     path = TRACES / f"{name}.jsonl.gz"
     if not path.exists():
         pytest.skip(f"{path} is not here; KVSTORE_TRACES names the folder of the traces")
