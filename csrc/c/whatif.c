@@ -177,7 +177,8 @@ static void play_tier(kv_whatif *whatif, int number, const kv_tapped *tapped, co
     for (int size = 0; size < KV_WHATIF_SIZES; size++) {
         uint32_t hits = 0;
         if (request.num_keys > 0) hits = hits_of(whatif, &tier->stores[size], &request, tapped->is_lookup);
-        for (uint32_t i = first; i < hits; i++) {
+        now->is_broken[number][size] = before->is_broken[number][size] || hits < request.num_keys;
+        for (uint32_t i = first; i < hits && !before->is_broken[number][size]; i++) {
             tier->recent.hits_of[size][whatif->kinds[i]] += weight;
             tier->ever.hits_of[size][whatif->kinds[i]] += 1;
         }

@@ -36,9 +36,11 @@ typedef struct {
     uint64_t since_ms; /* its first request; UINT64_MAX before it */
 } kv_whatif_tier;
 
-/* How much of a request was played, in case that the next one continues it: only what that adds is counted then. */
+/* What came of a request, in case that the next one continues it. A chain that was hit as far as it went goes on being
+ * hit; one that was broken stays so, whatever was put since. */
 typedef struct {
     uint32_t number, num_sampled[KV_WHATIF_TIERS];
+    uint8_t is_broken[KV_WHATIF_TIERS][KV_WHATIF_SIZES];
 } kv_whatif_past;
 
 typedef struct {
