@@ -16,6 +16,7 @@ PROBE_US = 10_000_000  # a path that was worth no load, and carried nothing for 
 STALE_WEIGHT = 0.01  # what the measurements before such a pause still weigh after it
 RATE_HALF_US = 60_000_000  # what was computed so long ago weighs half
 WHATIF_FACTORS = {"0.5x": 0.5, "1x": 1.0, "2x": 2.0, "4x": 4.0, "8x": 8.0}  # sizes of a tier that are asked about
+PLAY_PAUSE_US = 40_000  # between pieces of what is played at other sizes, some two milliseconds each
 WHATIF_OWN = 1  # number of the size that it has
 SPARE_SHARE = 1024  # the spare slots of a tier are at most this part of it, so that small stores stay exact
 

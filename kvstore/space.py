@@ -68,6 +68,7 @@ class Space:
         self.policy_ms: Callable[[], int] = lambda: clock.now_us() // 1000  # the eviction policy's time
         ghosts_max = limits.whatif_ghosts_max
         self.whatif = WhatIf(index, ghosts_max) if ghosts_max is not None else None
+        self._play_us = 0  # nothing is played before
         self.is_resting = False  # nothing new is asked of the far tier: it is leaving, or has just come
 
     def tend(self) -> None:
@@ -83,9 +84,12 @@ class Space:
             self.whatif.fit(self.limits.near_nbytes, far_nbytes, now_ms)
 
     def rest(self) -> None:
-        """What needs no lock: play a piece of what was asked for at other sizes."""
-        if self.whatif is not None:
+        """What needs no lock: now and then, however often the mover is woken, play a piece of what was asked for at other
+        sizes."""
+        now_us = self.clock.now_us()
+        if self.whatif is not None and now_us >= self._play_us:
             self.whatif.play()
+            self._play_us = now_us + policy.PLAY_PAUSE_US
 
     def policy_stats(self) -> dict[str, Any]:
         """The eviction policy: what it remembers, and what it kept out."""

@@ -297,7 +297,7 @@ static void note_bypassed(kv_put *put, const kv_wish *wish, const kv_grant *gran
     put->num_bypassed += want->num_bypassed;
     for (uint32_t i = 0; i < wish->num_keys; i++) {
         if (grant->plan[i] != KV_WANTED) continue;
-        if (number >= want->num - want->num_bypassed)
+        if (number >= want->num - want->num_bypassed && number < want->num)
             kv_index_note_bypass(put->index, wish->keys + (size_t)i * KV_KEY_NBYTES, want->levels[number]);
         number++;
     }

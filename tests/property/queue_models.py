@@ -8,6 +8,7 @@ once the last of them is gone.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Sequence
 
@@ -16,7 +17,7 @@ HELD_MS = 1000
 FORGOTTEN_MAX = 64
 
 
-class QueueModel:
+class QueueModel(ABC):
     """Two lists, cold end first, and the echoes of what left them."""
 
     remembered: tuple[bool, bool]
@@ -38,21 +39,23 @@ class QueueModel:
 
     # ---- what a policy adds
 
+    @abstractmethod
     def used(self, block: int) -> None:
-        raise NotImplementedError
+        """A stored block is asked for."""
 
-    def missed(self, left: int) -> None:
+    def missed(self, left: int) -> None:  # noqa: B027 - not every policy minds
         """A block that left this list is asked for again."""
 
-    def put_off(self) -> None:
+    def put_off(self) -> None:  # noqa: B027 - likewise
         """Members that are next and shall not go yet move."""
 
+    @abstractmethod
     def loser(self) -> int:
-        raise NotImplementedError
+        """The list whose turn it is to give a block up."""
 
+    @abstractmethod
     def surplus(self) -> int | None:
         """A list with an echo too many."""
-        raise NotImplementedError
 
     # ---- lists
 

@@ -348,3 +348,16 @@ def test_who_asks_and_who_plays_do_so_at_the_same_time():
         caught_up(store)
         assert store.stats()["shadow"]["requests"] > 0
         store.check()
+
+
+def test_a_mover_that_is_woken_often_plays_no_more_than_one_that_is_not(monkeypatch: pytest.MonkeyPatch):
+    played = []
+    with open_timed(command._config(64, 60, 0, "", "lru")) as store:
+        store.mover.stop()
+        monkeypatch.setattr(store.mover.whatif, "play", lambda: played.append(clock.now_us()))
+        clock = store.mover.clock = FakeClock()
+        store.mover._play_us = 0
+        for _ in range(100):
+            store.mover.rest()
+            clock.us += 1_000
+    assert len(played) == 100_000 // policy.PLAY_PAUSE_US + 1
