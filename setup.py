@@ -11,8 +11,8 @@ from setuptools.command.build_ext import build_ext
 # other have a name together.
 INDEX = ["index", "ghost", "events"]
 EVICT = ["evict", "tap"]
-POLICIES = ["policies", "lru", "gittins", "gittins_audit", "duel", "cohort", "known", "survival"]
-POLICIES += ["queues", "echo", "s3fifo", "arc"]
+GITTINS = ["gittins", "gittins_audit", "duel", "cohort", "known", "survival"]
+POLICIES = ["policies", "lru", "s3fifo", "arc", "queues", "echo", *GITTINS]
 PUT = ["put", "lease", "slots", "removal", "walk", *INDEX, *EVICT]
 SIMULATION = ["simulation", "xxh3", "audit", *PUT]
 MODULES = {

@@ -84,8 +84,8 @@ class Space:
             self.whatif.fit(self.limits.near_nbytes, far_nbytes, now_ms)
 
     def rest(self) -> None:
-        """What needs no lock: now and then, however often the mover is woken, play a piece of what was asked for at other
-        sizes."""
+        """What needs no lock: play a piece of what was asked for at other sizes, now and then, however often somebody
+        wakes the mover."""
         now_us = self.clock.now_us()
         if self.whatif is not None and now_us >= self._play_us:
             self.whatif.play()
