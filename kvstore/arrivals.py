@@ -117,7 +117,11 @@ class Arrivals:
                     read.awaited = True
                 self._reads.extend(started.reads)
                 return self._rounds_left > 0
-        if late or waiting is None or not self._rounds_left:
+            if waiting is None:  # nothing is under way, or is no more: it may have settled since `grip` was taken
+                num_near = self.grip.num_near
+                self._look()
+                return self.grip.num_near > num_near
+        if late or not self._rounds_left:
             return False
         return self._await_progress(waiting, now_us)
 

@@ -1,5 +1,7 @@
 """Namespace and the far tier: prefetch, leases that wait, and what explain says."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from store_helpers import (
@@ -88,6 +90,34 @@ def test_a_get_copies_no_more_than_there_was_when_it_began():
 
 
 # ---- leases that wait ----
+
+
+@pytest.mark.parametrize("deadline_ms", [None, 0])
+def test_what_comes_near_while_a_lease_is_begun_is_in_it(deadline_ms, monkeypatch):
+    """The blocks are far when the lease looks, and near when it asks for them: nothing is under way any more."""
+    far = ObedientTier(64 * BLOCK)
+    store = make_store(4, far, clock=FakeClock())
+    ns = store.namespace(make_spec())
+    keys = put_chain(ns, 3, prompt=1)
+    settle(store)
+    put_chain(ns, 4, prompt=2)
+    settle(store)
+    far.holding = True
+    ns.prefetch(keys)
+    leases = ns._leases
+
+    def acquire_then_arrive(*args, **kwargs):
+        grip = leases.acquire(*args, **kwargs)
+        if far.holding:
+            assert grip.num_near == 0
+            far.let_go()
+            settle(store)
+        return grip
+
+    monkeypatch.setattr(ns, "_leases", SimpleNamespace(acquire=acquire_then_arrive))
+    with ns.lease(keys, deadline_ms) as lease:
+        monkeypatch.undo()
+        assert (lease.num_blocks, lease.pending) == (3, 0) and all_right(keys, lease.views)
 
 
 @pytest.fixture
