@@ -139,6 +139,7 @@ def _assembled(config: Config, near: HostTier, far: Tier | None) -> EmbeddedStor
         scrub_nbytes_per_s=config.mover.scrub_nbytes_per_s,
         write_nbytes_per_day=config.mover.write_nbytes_per_day,
         far_chance_min=config.policy.disk_chance_min,
+        far_gain_min=config.policy.disk_gain_min,
         pin_leases_max=config.index.leases_max,
         pins_nbytes_max=config.policy.pins_nbytes_max,
         ttl_blocks_max=config.policy.ttl_blocks_max,

@@ -31,6 +31,12 @@ class Policy(Section):
         le=1,
         description="Blocks that gittins expects back in half an hour less likely than this are not written to disk.",
     )
+    disk_gain_min: float = Field(
+        default=1.5,
+        ge=0,
+        le=1000,
+        description="A full disk takes a block only if gittins ranks it so many times above what has to go; 0: any.",
+    )
     pins_nbytes_max: ByteSize = Field(
         default=ByteSize(0),
         ge=0,

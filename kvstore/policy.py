@@ -18,6 +18,7 @@ RATE_HALF_US = 60_000_000  # what was computed so long ago weighs half
 WHATIF_FACTORS = {"0.5x": 0.5, "1x": 1.0, "2x": 2.0, "4x": 4.0, "8x": 8.0}  # sizes of a tier that are asked about
 PLAY_PAUSE_US = 40_000  # between pieces of what is played at other sizes, some two milliseconds each
 WHATIF_OWN = 1  # number of the size that it has
+FULL_SHARE = 64  # of a tier: one with less room than this is full
 SPARE_SHARE = 1024  # the spare slots of a tier are at most this part of it, so that small stores stay exact
 
 
@@ -26,6 +27,12 @@ def spare_nbytes(capacity_nbytes: int, slot_nbytes: int) -> int:
     and 1/1024 of the tier, in whole slots."""
     slots = min(BATCH_BLOCKS, capacity_nbytes // SPARE_SHARE // slot_nbytes)
     return slots * slot_nbytes
+
+
+def is_full(used_nbytes: int, capacity_nbytes: int, slot_nbytes: int) -> bool:
+    """Does something have to go for a new block, now or soon? 1/64 of a tier is as good as nothing: room is made for
+    batches ahead."""
+    return capacity_nbytes - used_nbytes < max(slot_nbytes, capacity_nbytes // FULL_SHARE)
 
 
 def whatif_memory(near_nbytes: int) -> tuple[int, ...]:

@@ -15,11 +15,12 @@ from kvstore._core import eviction
 from kvstore._core.index import Index
 from kvstore._core.put import PutPath
 from kvstore.clock import Clock
-from kvstore.tiers.base import PLACE_NBYTES, Places, Tier
+from kvstore.tiers.base import PLACE_NBYTES, Places, Tier, Usage
 from kvstore.tiers.host import HostTier
 from kvstore.whatif import DISK, MEMORY, WhatIf, nothing
 
 NEAR, FAR = 0, 1
+DETACHED = Usage(0, 0, 0, healthy=False, reason="detached")  # a far tier that is not there
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,8 @@ class Limits:
     write_nbytes_per_s: int = 0
     scrub_nbytes_per_s: int = 0  # 0: no scrubbing
     write_nbytes_per_day: int = 0
-    far_chance_min: float = 0.0  # of being asked for again soon, for a far copy
+    far_chance_min: float = 0.0  # of being asked for again soon, for a far copy;
+    far_gain_min: float = 0.0  # and to be worth so many times what has to go for it
     pin_leases_max: int = 1 << 16
     pins_nbytes_max: int = 0  # 0: a tenth of near_nbytes
     ttl_blocks_max: int = 1 << 20
@@ -61,7 +63,7 @@ class Space:
     def __init__(self, index: Index, near: HostTier, far: Tier | None, clock: Clock, limits: Limits) -> None:
         self.index, self.near, self.far, self.clock, self.limits = index, near, far, clock, limits
         self.put = PutPath(index, near.arena, limits.near_nbytes, limits.writeback_queue_blocks, far is not None)
-        self.put.set_chance_min(limits.far_chance_min)
+        self.put.set_worth(limits.far_chance_min, limits.far_gain_min)
         self.sizes: dict[int, Sizes] = {}
         self._far_full = False  # and nothing there can go: every block is near too, or leased
         self.carrying_nbytes = 0  # of far places that a carry fills while the old copy still counts
@@ -76,12 +78,15 @@ class Space:
         self.index.drain()
         now_ms = self.policy_ms()
         eviction.tend(self.index, now_ms)
-        self._fit_whatif(now_ms)
-
-    def _fit_whatif(self, now_ms: int) -> None:
+        usage = self._far_usage()
+        used_nbytes = usage.used_nbytes - self.carrying_nbytes
+        slot_nbytes = max((sizes.slot_nbytes for sizes in self.sizes.values()), default=0)
+        self.put.set_far_full(policy.is_full(used_nbytes, usage.capacity_nbytes, slot_nbytes))
         if self.whatif is not None:
-            far_nbytes = self.far.usage().capacity_nbytes if self.far is not None else 0
-            self.whatif.fit(self.limits.near_nbytes, far_nbytes, now_ms)
+            self.whatif.fit(self.limits.near_nbytes, usage.capacity_nbytes, now_ms)
+
+    def _far_usage(self) -> Usage:
+        return DETACHED if self.far is None else self.far.usage()
 
     def rest(self) -> None:
         """What needs no lock: play a piece of what was asked for at other sizes, now and then, however often somebody
@@ -114,7 +119,7 @@ class Space:
         self.index.set_namespace(ns, sizes.slot_nbytes, shards, spare)
         if self.whatif is not None:
             self.whatif.define(ns, sizes.slot_nbytes, sizes.block_tokens)
-            self._fit_whatif(self.policy_ms())  # before its first request
+            self.whatif.fit(self.limits.near_nbytes, self._far_usage().capacity_nbytes, self.policy_ms())
 
     @property
     def near_used_nbytes(self) -> int:

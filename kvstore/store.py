@@ -30,8 +30,8 @@ from kvstore.namespace import NamespaceSpec
 from kvstore.prefill import Prefill
 from kvstore.quota import Quotas
 from kvstore.recording import Recorder
-from kvstore.space import Sizes, slot_nbytes
-from kvstore.tiers.base import PLACE_NBYTES, DurableTier, Tier, Usage
+from kvstore.space import DETACHED, Sizes, slot_nbytes
+from kvstore.tiers.base import PLACE_NBYTES, DurableTier, Tier
 from kvstore.tiers.host import HostTier
 from kvstore.watching import Watching
 
@@ -40,8 +40,6 @@ log = logging.getLogger("kvstore")
 NAMESPACES_MAX = 65_535
 CLOSE_FLUSH_MS = 30_000
 QUOTA_NBYTES_MAX = 1 << 60
-
-DETACHED = Usage(0, 0, 0, healthy=False, reason="detached")
 
 
 class BlockStore(Watching):

@@ -426,6 +426,11 @@ uint32_t kv_gittins_level(const kv_index *index, uint32_t id) {
     return index->records[id].flags & KV_HELD ? KV_LEVELS : kv_cohort_level(&ranks->cohorts, cohort_of(ranks, id));
 }
 
+static int gittins_has_learned(const kv_index *index) {
+    const kv_survival *survival = &ranks_of(index)->cohorts.survival;
+    return !survival->is_blind && !survival->is_cautious;
+}
+
 static void gittins_hint(kv_index *index, uint32_t deepest, const kv_hint *hint) {
     kv_ranks *ranks = index->ranks;
     set_now(index);
@@ -498,6 +503,7 @@ const kv_policy kv_gittins = {
     .asked = gittins_asked,
     .appraise = gittins_appraise,
     .level = kv_gittins_level,
+    .has_learned = gittins_has_learned,
     .gone = gittins_gone,
     .hint = gittins_hint,
     .tend = gittins_tend,

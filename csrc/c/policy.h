@@ -9,10 +9,13 @@
 #ifndef KV_POLICY_H
 #define KV_POLICY_H
 
+#include <math.h>
+
 #include "hint.h"
 
 #define KV_LEVEL_ANY UINT32_MAX /* above every level */
 #define KV_DOUBLING_LEVELS 64   /* what is worth twice as much is so many levels higher */
+#define KV_ANY_GAIN INT32_MIN
 
 /* A reservation: everything that a caller has computed or found of one prompt. */
 typedef struct {
@@ -61,6 +64,8 @@ struct kv_policy {
     void (*appraise)(const kv_index *index, const kv_request *request, uint32_t *levels);
     /* Of a listed block; `coldest` offers them from the lowest level on. */
     uint32_t (*level)(const kv_index *index, uint32_t id);
+    /* Whether levels say by now how much more one block is worth than another; before they only say which is older. */
+    int (*has_learned)(const kv_index *index);
     /* `id` leaves the index: it is in no order any more, and still has its key. */
     void (*gone)(kv_index *index, uint32_t id);
     /* Something is known now about the last request of the chain that ends at `deepest`, a visible block. That is no
@@ -75,6 +80,11 @@ struct kv_policy {
     /* From its start on the index is told of no more than so large a share of all blocks. */
     void (*sampled)(kv_index *index, float share);
 };
+
+/* By how many levels what is worth so many times as much is higher; KV_ANY_GAIN of 0. */
+static inline int32_t kv_gain_levels(float times) {
+    return times > 0 ? (int32_t)lroundf(KV_DOUBLING_LEVELS * log2f(times)) : KV_ANY_GAIN;
+}
 
 extern const kv_policy kv_lru;     /* least recently used leaf first (tail of the chain before its head) */
 extern const kv_policy kv_gittins; /* the least hits per block and second to be expected first; leaves only */

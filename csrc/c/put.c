@@ -15,6 +15,7 @@ int kv_put_create(kv_put *put, kv_index *index, kv_slots *slots, uint64_t near_n
     put->index = index;
     put->slots = slots;
     put->near_nbytes = near_nbytes;
+    put->gain_levels = KV_ANY_GAIN;
     put->fresh_mask = 1;
     while (put->fresh_mask + 1 < queue_blocks) put->fresh_mask = put->fresh_mask << 1 | 1;
     put->fresh = malloc(((size_t)put->fresh_mask + 1) * sizeof(kv_fresh));
@@ -47,6 +48,17 @@ void kv_put_set_far(kv_put *put, int has_far) {
     if (has_far) return;
     put->fresh_tail = put->fresh_head;
     put->freed.num_far = 0;
+}
+
+void kv_put_set_worth(kv_put *put, float chance_min, float gain_min) {
+    KV_AS_WRITER(put->index);
+    put->chance_min = chance_min;
+    put->gain_levels = kv_gain_levels(gain_min);
+}
+
+void kv_put_set_far_full(kv_put *put, int is_full) {
+    KV_AS_WRITER(put->index);
+    put->far_is_full = is_full;
 }
 
 static uint64_t slot_nbytes(const kv_put *put, uint32_t ns) { return put->index->namespaces[ns].slot_nbytes; }
@@ -236,14 +248,29 @@ static void queue_above(kv_put *put, uint32_t id) {
     while (num > 0) queue_one(put, above[--num]);
 }
 
+/* The lowest level that is worth a write, for which something has to go while the far tier is full. */
+static int64_t least_level(const kv_put *put) {
+    const kv_index *index = put->index;
+    if (!put->far_is_full || put->gain_levels == KV_ANY_GAIN || index->policy->has_learned == NULL) return INT64_MIN;
+    if (!index->policy->has_learned(index)) return INT64_MIN;
+    const uint32_t coldest = index->policy->coldest(index, KV_FAR, KV_NONE);
+    return coldest == KV_NONE ? INT64_MIN : (int64_t)index->policy->level(index, coldest) + put->gain_levels;
+}
+
+static int is_worth_far(const kv_put *put, uint32_t id, float chance, int64_t least) {
+    return chance >= put->chance_min && (least == INT64_MIN || (int64_t)put->index->policy->level(put->index, id) >= least);
+}
+
 /* Blocks that became visible, parents before children: those that are worth it, and what these extend, get a far copy. */
 static void queue_fresh(kv_put *put, const uint32_t *published, uint32_t num) {
     kv_index *index = put->index;
-    const int asks = index->policy->chances != NULL && put->chance_min > 0 && num > 0 && reserve_appraisal(put, num);
+    const int64_t least = least_level(put);
+    const int is_choosy = index->policy->chances != NULL && (put->chance_min > 0 || least != INT64_MIN);
+    const int asks = is_choosy && num > 0 && reserve_appraisal(put, num);
     if (asks) index->policy->chances(index, published, num, KV_CHANCE_S, put->chances);
     uint32_t worthy = asks ? 0 : num; /* leading ones */
     for (uint32_t i = 0; asks && i < num; i++)
-        if (put->chances[i] >= put->chance_min) worthy = i + 1;
+        if (is_worth_far(put, published[i], put->chances[i], least)) worthy = i + 1;
     for (uint32_t i = 0; i < num; i++) {
         if (i >= worthy) {
             index->records[published[i]].flags |= KV_STAYS_NEAR;
@@ -259,11 +286,12 @@ static void queue_fresh(kv_put *put, const uint32_t *published, uint32_t num) {
 static void queue_again(kv_put *put, const kv_grant *grant, uint32_t num_keys) {
     kv_index *index = put->index;
     if (!put->has_far || index->policy->chances == NULL) return;
+    const int64_t least = least_level(put);
     for (uint32_t i = 0; i < num_keys; i++) {
         if (grant->plan[i] != KV_PRESENT || !(index->records[grant->ids[i]].flags & KV_STAYS_NEAR)) continue;
         float chance;
         index->policy->chances(index, &grant->ids[i], 1, KV_CHANCE_S, &chance);
-        if (chance < put->chance_min) continue;
+        if (!is_worth_far(put, grant->ids[i], chance, least)) continue;
         queue_above(put, grant->ids[i]);
         queue_one(put, grant->ids[i]);
     }
@@ -286,8 +314,9 @@ static const uint32_t *appraise(kv_put *put, const kv_wish *wish, const kv_grant
     if (!put->has_far) return put->levels;
     /* What makes place for it is not lost, but far; and it comes to be there only by way of the near tier. */
     index->policy->wanted_chances(index, &request, KV_CHANCE_S, put->chances);
+    const int64_t least = least_level(put);
     for (uint32_t i = 0; i < grant->num_wanted; i++)
-        if (put->chances[i] >= put->chance_min) put->levels[i] = KV_LEVEL_ANY;
+        if (put->chances[i] >= put->chance_min && put->levels[i] >= least) put->levels[i] = KV_LEVEL_ANY;
     return put->levels;
 }
 
@@ -318,8 +347,8 @@ static enum kv_put_code begin(kv_put *put, const kv_wish *wish, kv_grant *grant)
             grant->num_wanted = i;
             return KV_PUT_FOREIGN;
         }
-    use_present(index, grant, wish->num_keys);
     kv_want want = {.levels = appraise(put, wish, grant)};
+    use_present(index, grant, wish->num_keys); /* the tap still has to know when they were used before */
     enum kv_put_code code = allowed_blocks(put, wish, grant, &want.num);
     if (code != KV_PUT_OK) return code;
     int64_t given = make_room(put, wish->ns, wish->flags & KV_LATE, &want, grant->places);

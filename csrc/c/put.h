@@ -28,7 +28,9 @@ typedef struct {
     uint64_t near_nbytes; /* what stored, reserved and arriving blocks may take together, but for the spare slots */
     /* below: guarded by the index's lock */
     int has_far;
-    float chance_min;     /* of being asked for within KV_CHANCE_S, for a far copy; policies without an opinion: any */
+    float chance_min;    /* of being asked for within KV_CHANCE_S, for a far copy; policies without an opinion: any */
+    int32_t gain_levels; /* and of a level so far above what has to go for it, while the far tier is full */
+    int far_is_full;
     uint64_t arriving_nbytes; /* near slots that are being filled from the far tier */
     kv_freed freed;           /* near places go back to `slots` at once; far places wait here for the store */
     kv_fresh *fresh;          /* a ring, `fresh_mask` + 1 long */
@@ -50,6 +52,10 @@ void kv_put_destroy(kv_put *put);
 /* From now on there is a far tier, or there is none: then nobody waits for a write-back any more, and what was to be told
  * of far copies is forgotten. */
 void kv_put_set_far(kv_put *put, int has_far);
+/* Far copies are for blocks that are asked for within KV_CHANCE_S so likely, and once there is no room, are worth so many
+ * times what has to go for them; 0: for all. Policies without an opinion: for all. */
+void kv_put_set_worth(kv_put *put, float chance_min, float gain_min);
+void kv_put_set_far_full(kv_put *put, int is_full);
 
 enum kv_put_flag {
     KV_LATE = 1 << 0,         /* take what is to be had: drop blocks without a far copy, grant less than is wanted */

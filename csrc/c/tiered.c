@@ -1,7 +1,6 @@
 #include "tiered.h"
 
 #include <errno.h>
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -55,7 +54,7 @@ int kv_tiered_create(kv_tiered *tiered, const kv_policy *policy, const kv_tierin
     static const uint64_t seed[2] = {0x9c41e3d2b7a65f08, 0x37d5f1a9026bce84}; /* the same run, the same hits */
     memset(tiered, 0, sizeof *tiered);
     tiered->tiering = *tiering;
-    if (tiering->gain_min > 0) tiered->gain_levels = (int32_t)lroundf(KV_DOUBLING_LEVELS * log2f(tiering->gain_min));
+    tiered->gain_levels = kv_gain_levels(tiering->gain_min);
     tiered->chain_max = chain_max > 0 ? chain_max : 1;
     /* A chain comes in before room is made for it, and what HBM has may be in no other tier. */
     const uint64_t stored_max = (uint64_t)at_most(tiering->near_blocks, num_ids) + at_most(tiering->far_blocks, num_ids) +
@@ -104,7 +103,8 @@ static int is_worth_far(const kv_tiered *tiered, uint32_t entry) {
 /* To a policy with levels: is the block not worth so much more than what would have to go that it is worth a write? */
 static int is_too_cheap(const kv_tiered *tiered, uint32_t entry) {
     const kv_index *index = &tiered->index;
-    if (index->policy->level == NULL || tiered->tiering.gain_min <= 0) return 0;
+    if (index->policy->has_learned == NULL || tiered->gain_levels == KV_ANY_GAIN) return 0;
+    if (!index->policy->has_learned(index)) return 0;
     const uint32_t coldest = index->policy->coldest(index, KV_FAR, KV_NONE);
     if (coldest == KV_NONE) return 0;
     const int64_t least = (int64_t)index->policy->level(index, coldest) + tiered->gain_levels;
@@ -292,9 +292,10 @@ static void put(kv_tiered *tiered, const uint32_t *ids, uint32_t num_ids, const 
 
 /* Far copies of what is worth one and is in DRAM. */
 static void write_early(kv_tiered *tiered, const uint32_t *entries, uint32_t num_entries) {
+    const int is_full = tiered->index.counts.num_far >= tiered->tiering.far_blocks;
     for (uint32_t i = 0; i < num_entries; i++)
         if (is_near(tiered, entries[i]) && !is_held(tiered, entries[i]) && is_unwritten(tiered, entries[i]) &&
-            is_worth_far(tiered, entries[i]))
+            is_worth_far(tiered, entries[i]) && !(is_full && is_too_cheap(tiered, entries[i])))
             write_back(tiered, entries[i]);
 }
 

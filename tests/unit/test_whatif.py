@@ -74,6 +74,7 @@ def test_every_size_hits_what_a_simulation_of_it_hits(name: str, share: float, e
         pytest.skip("whole traces are not played under the sanitizers")
     requests = known_trace(name)
     num_blocks = round(share * demand(requests).num_unique)
+    requests = requests[:4000]  # all of them say the same, and take a minute
     stats = replayed(requests, num_blocks, eviction=eviction)
     wanted = simulated(requests, [int(num_blocks * factor) for factor in policy.WHATIF_FACTORS.values()], eviction)
     assert stats["shadow"]["dropped_requests"] == 0
@@ -103,8 +104,7 @@ def test_a_sample_says_what_all_blocks_would(eviction: str):
     assert stats["whatif"]["host"]["1x"]["sampled_ratio"] == pytest.approx(0.25)
     wanted = simulated(requests, [int(num_blocks * factor) for factor in policy.WHATIF_FACTORS.values()], eviction)
     assert wanted[2] - wanted[0] > 5 * TOLERATED
-    assert hits(stats)[1:] == pytest.approx(wanted[1:], abs=TOLERATED)
-    assert hits(stats)[0] <= hits(stats)[1] + TOLERATED  # of half a tier a sample says little more (docs/operations.md)
+    assert hits(stats) == pytest.approx(wanted, abs=TOLERATED)
 
 
 def test_a_beginning_that_all_share_counts_whether_it_is_in_the_sample_or_not():

@@ -12,7 +12,6 @@ cdef extern from "put.h" nogil:
         int has_far
         uint64_t arriving_nbytes
         uint64_t num_unqueued, num_bypassed, num_unworthy
-        float chance_min
         uint32_t fresh_head, fresh_tail
         kv_freed freed
     enum kv_put_flag:
@@ -47,6 +46,8 @@ cdef extern from "put.h" nogil:
     int kv_put_create(kv_put *put, kv_index *index, kv_slots *slots, uint64_t near_nbytes, uint32_t queue_blocks)
     void kv_put_destroy(kv_put *put)
     void kv_put_set_far(kv_put *put, int has_far)
+    void kv_put_set_worth(kv_put *put, float chance_min, float gain_min)
+    void kv_put_set_far_full(kv_put *put, int is_full)
     int kv_put_reserve(kv_put *put, kv_table *table, const kv_wish *wish, kv_grant *grant)
     uint32_t kv_put_commit(kv_put *put, const uint32_t *ids, uint32_t num_ids, uint32_t shard)
     void kv_put_abandon(kv_put *put, const uint32_t *ids, uint32_t num_ids, uint32_t shard)

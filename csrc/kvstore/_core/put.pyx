@@ -217,9 +217,14 @@ cdef class PutPath:
         """How many blocks became visible so far, modulo 2^32."""
         return kv_put_num_fresh(&self._put)
 
-    def set_chance_min(self, float chance_min):
-        """Blocks that are less likely than this to be asked for again get no far copy."""
-        self._put.chance_min = chance_min
+    def set_worth(self, float chance_min, float gain_min):
+        """Blocks that are less likely than this to be asked for again get no far copy; nor, while the far tier is full,
+        those that are not worth so many times what has to go for them."""
+        kv_put_set_worth(&self._put, chance_min, gain_min)
+
+    def set_far_full(self, bint is_full):
+        """Whether something has to go for a far copy. The caller holds the store's lock."""
+        kv_put_set_far_full(&self._put, is_full)
 
     @property
     def num_bypassed(self):
