@@ -14,7 +14,7 @@ EVICT = ["evict", "tap"]
 GITTINS = ["gittins", "gittins_audit", "duel", "cohort", "known", "survival"]
 POLICIES = ["policies", "lru", "s3fifo", "arc", "queues", "echo", *GITTINS]
 PUT = ["put", "lease", "slots", "removal", "walk", *INDEX, *EVICT]
-SIMULATION = ["simulation", "xxh3", "audit", *PUT]
+SIMULATION = ["simulation", "eviction", "xxh3", "audit", *PUT]
 MODULES = {
     "hash": ["sha256", "xxh3", "chain"],
     "transfer": ["copy"],
@@ -32,7 +32,7 @@ MODULES = {
     "leave": ["leave", "adopt", "removal", *INDEX],
     "blockio": ["engine", "engine_queue", "transfer_op", "ring", "xxh3"],
     "clocked": ["clocked", "lease"],
-    "simulation": ["optimum", "eviction", *SIMULATION, *POLICIES],
+    "simulation": ["optimum", *SIMULATION, *POLICIES],
     "whatif": ["whatif", *SIMULATION],
     "tiered": ["tiered", "hbm", "eviction", "lease", "moves", "removal", "walk", "audit", *INDEX, *EVICT, *POLICIES],
 }

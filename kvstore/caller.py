@@ -84,9 +84,10 @@ class Caller:
         return hit
 
     def put(self, keys: Keys, start: int, hint: Hint | None = None) -> None:
-        """Put the blocks of a chain from `start` on, piece by piece, until one is rejected."""
+        """Put the blocks of a chain from `start` on, piece by piece, until one is rejected. If there are none the store
+        still hears of the request, and how it ended."""
         most = max(1, PIECE_NBYTES // self._nbytes)
-        for first in range(start, len(keys), most):
+        for first in range(start, max(start + 1, len(keys)), most):
             if not self._put_piece(keys[: first + most], hint):
                 return
 

@@ -444,7 +444,8 @@ static void gittins_hint(kv_index *index, uint32_t deepest, const kv_hint *hint)
         if (known_at(ranks, known)->cohort != from) {
             from = known_at(ranks, known)->cohort;
             const uint16_t class_number = ranks->cohorts.cohorts[from].class_number;
-            to = kv_cohort_begin(&ranks->cohorts, time, kv_survival_hinted(class_number, hint), lane_of(hint));
+            const uint16_t hinted = kv_survival_hinted(&ranks->cohorts.survival, class_number, hint);
+            to = kv_cohort_begin(&ranks->cohorts, time, hinted, lane_of(hint));
         }
         known_at(ranks, known)->cohort = to;
         kv_cohort_join(&ranks->cohorts, to);

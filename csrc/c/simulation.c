@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "eviction.h"
 #include "thread_clock.h"
 #include "xxh3.h"
 
@@ -86,7 +87,7 @@ static void begin(kv_simulation *simulation, const kv_simulation_request *reques
     kv_index *index = &simulation->index;
     kv_ns *space = &index->namespaces[request->ns];
     index->now_s = (uint32_t)(request->now_ms / 1000);
-    index->now_ms = request->now_ms;
+    kv_eviction_tend(index, request->now_ms); /* as a store's mover does */
     if (space->slot_nbytes == request->slot_nbytes) return;
     if (space->num_entries > 0) {
         kv_index_clear(index, request->ns);
@@ -146,6 +147,7 @@ uint32_t kv_simulation_play(kv_simulation *simulation, const kv_requests *reques
         request.slot_nbytes = SLOT_NBYTES;
         request.hint = (kv_hint){.ending = requests->stops[number], .output_tokens = requests->output_tokens[number]};
         if (request.num_keys > 0) num_refused += !kv_simulation_ask(simulation, &request, &outcome);
+        else begin(simulation, &request);
         hits->prefix[number] = outcome.prefix;
         hits->blocks[number] = outcome.blocks;
         hits->fills[number] = outcome.fills;

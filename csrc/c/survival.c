@@ -87,7 +87,8 @@ uint16_t kv_survival_class(const kv_survival *survival, const kv_traits *traits,
     return (uint16_t)(number * KV_OUTPUTS + output_of(hint));
 }
 
-uint16_t kv_survival_hinted(uint16_t class_number, const kv_hint *hint) {
+uint16_t kv_survival_hinted(const kv_survival *survival, uint16_t class_number, const kv_hint *hint) {
+    if (survival->is_blind) return class_number; /* as above */
     uint32_t number = class_number / KV_OUTPUTS, output = class_number % KV_OUTPUTS;
     uint32_t news = number % KV_NEWS, pace = number / KV_NEWS % KV_PACES, freq = number / KV_NEWS / KV_PACES / KV_ENDINGS;
     uint32_t ending = number / KV_NEWS / KV_PACES % KV_ENDINGS;

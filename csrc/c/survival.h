@@ -61,7 +61,7 @@ void kv_survival_destroy(kv_survival *survival);
 /* Class of a block that has been asked for `freq` times. */
 uint16_t kv_survival_class(const kv_survival *survival, const kv_traits *traits, uint32_t freq);
 /* The class of blocks of this one now that something is known of their request. */
-uint16_t kv_survival_hinted(uint16_t class_number, const kv_hint *hint);
+uint16_t kv_survival_hinted(const kv_survival *survival, uint16_t class_number, const kv_hint *hint);
 /* Start using a class: its levels are known from here on. */
 void kv_survival_use(kv_survival *survival, uint16_t class_number);
 void kv_survival_set_now(kv_survival *survival, uint32_t tick);

@@ -4,6 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "eviction.h"
+
 #define NS 1 /* of slots of one byte, so that bytes are blocks */
 
 /* ---- set-up ---- */
@@ -322,7 +324,7 @@ void kv_tiered_play(kv_tiered *tiered, const kv_requests *requests, const uint8_
         for (uint32_t i = 0; i < num_ids; i++)
             memcpy(tiered->keys + (size_t)i * KV_KEY_NBYTES, keys + (size_t)ids[i] * KV_KEY_NBYTES, KV_KEY_NBYTES);
         tiered->index.now_s = (uint32_t)(requests->times_ms[number] / 1000);
-        tiered->index.now_ms = requests->times_ms[number];
+        kv_eviction_tend(&tiered->index, requests->times_ms[number]);
         const kv_hint hint = {.ending = requests->stops[number], .output_tokens = requests->output_tokens[number]};
         if (num_ids > 0) play_one(tiered, ids, num_ids, &hint);
     }
