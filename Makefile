@@ -18,6 +18,10 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 SANITIZERS = LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libstdc++.so.6)" PYTHONMALLOC=malloc \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1
 
+# Two at a time, each with a half of the files: one ends with those of the other. WORKERS=0 is one process.
+WORKERS ?= 2
+PYTEST = $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
+
 requirements = $(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))$(1), sep="\n")'
 
 .PHONY: help dev demo test lint sanitize package bench clean
@@ -31,7 +35,7 @@ demo: .venv/.built ## a chat workload against a small store
 	@$(BIN)/kvstore demo $(ARGS)
 
 test: dev ## all tests (ARGS="-k name" picks some)
-	@$(BIN)/python -m pytest -q $(ARGS)
+	@$(PYTEST) $(ARGS)
 
 lint: dev ## style and types
 	@$(BIN)/ruff check -q .
@@ -44,7 +48,7 @@ sanitize: dev ## unit, property and crash tests with AddressSanitizer and UBSan 
 	@KVSTORE_SANITIZE=1 $(BIN)/python setup.py -q build --build-base $(SANITIZED) --build-lib $(SANITIZED)/lib \
 		> $(SANITIZED)/build.log 2>&1 || (cat $(SANITIZED)/build.log; exit 1)
 	@$(SANITIZERS) KVSTORE_KILLS=30 KVSTORE_ATTACH_S=6 PYTHONSAFEPATH=1 PYTHONPATH=$(SANITIZED)/lib:. \
-		$(BIN)/python -m pytest -q --capture=sys -p no:cacheprovider tests/unit tests/property tests/crash $(ARGS)
+		$(PYTEST) --capture=sys -p no:cacheprovider tests/unit tests/property tests/crash $(ARGS)
 
 package: dev ## sdist, a wheel from it, and a round trip with the wheel alone
 	@rm -rf $(PACKAGE)

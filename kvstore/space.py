@@ -121,11 +121,6 @@ class Space:
             self.whatif.define(ns, sizes.slot_nbytes, sizes.block_tokens)
             self.whatif.fit(self.limits.near_nbytes, self._far_usage().capacity_nbytes, self.policy_ms())
 
-    @property
-    def near_used_nbytes(self) -> int:
-        """Bytes of near slots that are stored, reserved, or being filled from the far tier."""
-        return int(self.index.near_nbytes) + int(self.put.arriving_nbytes)
-
     def room(self, ns: int, num_blocks: int, *, drop_unwritten: bool) -> Places:
         """Near places for up to `num_blocks` far blocks of a namespace, evicting as needed; they count as arriving
         until `put.arrived`.

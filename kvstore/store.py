@@ -344,8 +344,8 @@ class BlockStore(Watching):
             self.settle_locked()
             broken = self.index.check()
             assert broken == 0, f"index rule {broken} is broken"
-            used = self.near.usage().used_nbytes
-            assert used == self.mover.near_used_nbytes, f"near {used} != {self.mover.near_used_nbytes}"
+            used, taken = self.mover.put.used_nbytes()  # at one moment: attached processes put without our lock
+            assert used == taken, f"near {used} != {taken}"
             assert used % PLACE_NBYTES == 0
 
     def close(self, flush_ms: float = CLOSE_FLUSH_MS) -> None:

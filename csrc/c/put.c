@@ -456,3 +456,9 @@ uint32_t kv_put_take_far(kv_put *put, uint32_t *places, uint16_t *ns, uint32_t m
     freed->num_far = rest;
     return num;
 }
+
+uint64_t kv_put_used_nbytes(const kv_put *put, uint64_t *taken_nbytes) {
+    KV_AS_WRITER(put->index);
+    *taken_nbytes = put->slots->used_nbytes;
+    return used_nbytes(put);
+}

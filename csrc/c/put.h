@@ -116,6 +116,9 @@ uint64_t kv_put_evict(kv_put *put, uint64_t nbytes, int keep_unwritten);
 void kv_put_reap(kv_put *put);
 /* Bytes of slots that were committed so far, of a block with shards its part. */
 uint64_t kv_put_nbytes(const kv_put *put);
+/* Bytes of near slots that are stored, reserved, or being filled from the far tier; `taken_nbytes`: those that `slots`
+ * has given out. The same, whatever goes on meanwhile. */
+uint64_t kv_put_used_nbytes(const kv_put *put, uint64_t *taken_nbytes);
 /* How many blocks became visible so far, modulo 2^32: whoever found nothing to write at another number may look again. */
 uint32_t kv_put_num_fresh(const kv_put *put);
 /* Take up to `max` waiting blocks, or far places with their namespaces; return how many. */

@@ -377,4 +377,9 @@ def main(seed: int, seconds: int, num_pins: int, num_kills: int, disk_mib: int, 
 
 if __name__ == "__main__":
     numbers = [int(argument) for argument in sys.argv[1:6]]
-    main(*numbers, folder=Path(sys.argv[6]))
+    try:
+        main(*numbers, folder=Path(sys.argv[6]))
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+        os.killpg(0, signal.SIGKILL)  # with the daemon and the clients, which hold the same pipes

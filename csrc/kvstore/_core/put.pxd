@@ -56,6 +56,7 @@ cdef extern from "put.h" nogil:
     void kv_put_arrived(kv_put *put, uint64_t nbytes)
     uint64_t kv_put_evict(kv_put *put, uint64_t nbytes, int keep_unwritten)
     void kv_put_reap(kv_put *put)
+    uint64_t kv_put_used_nbytes(const kv_put *put, uint64_t *taken_nbytes)
     uint32_t kv_put_num_fresh(const kv_put *put)
     uint64_t kv_put_nbytes(const kv_put *put)
     uint32_t kv_put_take_fresh(kv_put *put, kv_fresh *out, uint32_t max)

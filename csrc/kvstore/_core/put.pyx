@@ -202,6 +202,12 @@ cdef class PutPath:
         """Does `take_far` have anything?"""
         return self._put.freed.num_far > 0
 
+    def used_nbytes(self):
+        """(stored, reserved or arriving, given out by the arena): bytes of near slots, the same. For tests."""
+        cdef uint64_t taken_nbytes
+        used_nbytes = kv_put_used_nbytes(&self._put, &taken_nbytes)
+        return used_nbytes, taken_nbytes
+
     @property
     def arriving_nbytes(self):
         """Bytes of near slots that are being filled from the far tier."""
