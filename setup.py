@@ -1,44 +1,55 @@
-"""Compile csrc/ into kvstore._core and protos/ into kvstore.v1; everything else is in pyproject.toml."""
+"""Compile csrc/ into kvstore._core and protos/ into kvstore.v1; everything else is in pyproject.toml.
+
+The plain C files are compiled once, into a library that every module takes what it needs from.
+"""
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
+from setuptools.command.build_clib import build_clib
 from setuptools.command.build_ext import build_ext
+from setuptools.modified import newer_group
 
-# Each compiled module and the plain C files it links; C files share nothing but their headers. Files that need each
-# other have a name together.
-INDEX = ["index", "ghost", "events"]
-EVICT = ["evict", "tap"]
-GITTINS = ["gittins", "gittins_audit", "duel", "cohort", "known", "survival"]
-POLICIES = ["policies", "lru", "s3fifo", "arc", "queues", "echo", *GITTINS]
-PUT = ["put", "lease", "slots", "removal", "walk", *INDEX, *EVICT]
-SIMULATION = ["simulation", "eviction", "xxh3", "audit", *PUT]
-MODULES = {
-    "hash": ["sha256", "xxh3", "chain"],
-    "transfer": ["copy"],
-    "arena": ["memory", "slots"],
-    "index": ["adopt", "moves", "removal", "walk", "audit", *INDEX, *EVICT, *POLICIES],
-    "events": ["events"],
-    "view": INDEX,
-    "attach": ["attach", "attach_session", "shared", "hint", *PUT],
-    "link": ["link", "shared", "lease", *INDEX],
-    "walk": ["walk"],
-    "eviction": ["eviction"],
-    "lease": ["lease", "shared", *INDEX],
-    "put": PUT,
-    "hint": ["hint", "expire", *INDEX, *EVICT],
-    "leave": ["leave", "adopt", "removal", *INDEX],
-    "blockio": ["engine", "engine_queue", "transfer_op", "ring", "xxh3"],
-    "clocked": ["clocked", "lease"],
-    "simulation": ["optimum", *SIMULATION, *POLICIES],
-    "whatif": ["whatif", *SIMULATION],
-    "tiered": ["tiered", "hbm", "eviction", "lease", "moves", "removal", "walk", "audit", *INDEX, *EVICT, *POLICIES],
-}
 SANITIZE = os.environ.get("KVSTORE_SANITIZE") == "1"
 FLAGS = ["-std=c11", "-D_GNU_SOURCE", "-O3", "-g", "-Wall", "-Wextra", "-Wno-unused-function", "-pthread"]
-SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-O1"]
+SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-O1"] if SANITIZE else []
+SOURCES = sorted(map(str, Path("csrc/c").glob("*.c")))
+HEADERS = [str(path) for path in [*Path("csrc").rglob("*.h"), *Path("csrc").rglob("*.pxd")]]
+CORE = ("kvstore_core", {"sources": SOURCES, "include_dirs": ["csrc/c"], "cflags": FLAGS + SANITIZERS})
+
+
+def recompile_little(compiler: Any) -> None:
+    """From now on it passes over files that are older than what they were compiled to, as are all headers."""
+    compile_all = compiler.compile
+
+    def compile_some(sources: list[str], output_dir: str, **options: Any) -> list[str]:
+        targets = compiler.object_filenames(sources, output_dir=output_dir)
+        pairs = zip(sources, targets, strict=True)
+        old = [source for source, target in pairs if newer_group([source, *HEADERS, __file__], target)]
+        if old:
+            compile_all(old, output_dir=output_dir, **options)
+        return targets
+
+    compiler.compile = compile_some
+
+
+class Library(build_clib):
+    """Compiles several files at a time."""
+
+    def build_libraries(self, libraries: list[tuple[str, dict[str, Any]]]) -> None:
+        recompile_little(self.compiler)
+        for name, info in libraries:
+            options = {"include_dirs": info["include_dirs"], "extra_postargs": info["cflags"]}
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                done = pool.map(
+                    lambda source, o=options: self.compiler.compile([source], self.build_temp, **o), SOURCES
+                )
+                objects = [target for targets in done for target in targets]
+            self.compiler.create_static_lib(objects, name, output_dir=self.build_clib)
 
 
 class Build(build_ext):
@@ -63,26 +74,31 @@ class Build(build_ext):
             ]
             if protoc.main(arguments) != 0:
                 raise SystemExit(f"protoc failed on {proto}")
+        self.run_command("build_clib")
         super().run()
+
+    def build_extensions(self) -> None:
+        recompile_little(self.compiler)
+        super().build_extensions()
 
 
 def extensions() -> list[Extension]:
-    headers = [str(path) for path in [*Path("csrc").rglob("*.h"), *Path("csrc").rglob("*.pxd")]]
     return [
         Extension(
-            f"kvstore._core.{name}",
-            [f"csrc/kvstore/_core/{name}.pyx", *(f"csrc/c/{source}.c" for source in sources)],
+            f"kvstore._core.{path.stem}",
+            [str(path)],
             include_dirs=["csrc/c"],
-            depends=headers,
-            extra_compile_args=FLAGS + (SANITIZERS if SANITIZE else []),
-            extra_link_args=["-pthread", "-lm", *(SANITIZERS if SANITIZE else [])],
+            depends=HEADERS + SOURCES,
+            extra_compile_args=FLAGS + SANITIZERS,
+            extra_link_args=["-pthread", "-lm", *SANITIZERS],
         )
-        for name, sources in MODULES.items()
+        for path in sorted(Path("csrc/kvstore/_core").glob("*.pyx"))
     ]
 
 
 setup(
-    cmdclass={"build_ext": Build},
+    cmdclass={"build_clib": Library, "build_ext": Build},
+    libraries=[CORE],
     ext_modules=cythonize(
         extensions(),
         include_path=["csrc"],
