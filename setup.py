@@ -82,25 +82,14 @@ class Build(build_ext):
         super().build_extensions()
 
 
-def extensions() -> list[Extension]:
-    return [
-        Extension(
-            f"kvstore._core.{path.stem}",
-            [str(path)],
-            include_dirs=["csrc/c"],
-            depends=HEADERS + SOURCES,
-            extra_compile_args=FLAGS + SANITIZERS,
-            extra_link_args=["-pthread", "-lm", *SANITIZERS],
-        )
-        for path in sorted(Path("csrc/kvstore/_core").glob("*.pyx"))
-    ]
-
-
-setup(
-    cmdclass={"build_clib": Library, "build_ext": Build},
-    libraries=[CORE],
-    ext_modules=cythonize(
-        extensions(),
+def modules() -> list[Extension]:
+    options = {
+        "include_dirs": ["csrc/c"],
+        "extra_compile_args": FLAGS + SANITIZERS,
+        "extra_link_args": ["-pthread", "-lm", *SANITIZERS],
+    }
+    found = cythonize(
+        [Extension("kvstore._core.*", ["csrc/kvstore/_core/*.pyx"], **options)],
         include_path=["csrc"],
         language_level=3,
         compiler_directives={
@@ -109,5 +98,10 @@ setup(
             "wraparound": False,
             "embedsignature": True,
         },
-    ),
-)
+    )
+    for module in found:
+        module.depends = HEADERS + SOURCES  # linked anew; Cython would write all of them anew
+    return found
+
+
+setup(cmdclass={"build_clib": Library, "build_ext": Build}, libraries=[CORE], ext_modules=modules())
