@@ -10,16 +10,15 @@ from typing import Any
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
-from setuptools.command.build_clib import build_clib
 from setuptools.command.build_ext import build_ext
 from setuptools.modified import newer_group
 
 SANITIZE = os.environ.get("KVSTORE_SANITIZE") == "1"
 FLAGS = ["-std=c11", "-D_GNU_SOURCE", "-O3", "-g", "-Wall", "-Wextra", "-Wno-unused-function", "-pthread"]
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-O1"] if SANITIZE else []
+LIBRARY = "kvstore_core"
 SOURCES = sorted(map(str, Path("csrc/c").glob("*.c")))
 HEADERS = [str(path) for path in [*Path("csrc").rglob("*.h"), *Path("csrc").rglob("*.pxd")]]
-CORE = ("kvstore_core", {"sources": SOURCES, "include_dirs": ["csrc/c"], "cflags": FLAGS + SANITIZERS})
 
 
 def recompile_little(compiler: Any) -> None:
@@ -35,21 +34,6 @@ def recompile_little(compiler: Any) -> None:
         return targets
 
     compiler.compile = compile_some
-
-
-class Library(build_clib):
-    """Compiles several files at a time."""
-
-    def build_libraries(self, libraries: list[tuple[str, dict[str, Any]]]) -> None:
-        recompile_little(self.compiler)
-        for name, info in libraries:
-            options = {"include_dirs": info["include_dirs"], "extra_postargs": info["cflags"]}
-            with ThreadPoolExecutor(os.cpu_count()) as pool:
-                done = pool.map(
-                    lambda source, o=options: self.compiler.compile([source], self.build_temp, **o), SOURCES
-                )
-                objects = [target for targets in done for target in targets]
-            self.compiler.create_static_lib(objects, name, output_dir=self.build_clib)
 
 
 class Build(build_ext):
@@ -74,12 +58,24 @@ class Build(build_ext):
             ]
             if protoc.main(arguments) != 0:
                 raise SystemExit(f"protoc failed on {proto}")
-        self.run_command("build_clib")
         super().run()
 
     def build_extensions(self) -> None:
         recompile_little(self.compiler)
+        for module in self.extensions:
+            if newer_group([*module.sources, *module.depends], self.get_ext_fullpath(module.name)):
+                self.build_library()
+                break
         super().build_extensions()
+
+    def build_library(self) -> None:
+        options = {"include_dirs": ["csrc/c"], "extra_postargs": FLAGS + SANITIZERS}
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            done = pool.map(lambda source: self.compiler.compile([source], self.build_temp, **options), SOURCES)
+            objects = [target for targets in done for target in targets]
+        self.compiler.create_static_lib(objects, LIBRARY, output_dir=self.build_temp)
+        for module in self.extensions:
+            module.libraries, module.library_dirs = [LIBRARY], [self.build_temp]
 
 
 def modules() -> list[Extension]:
@@ -100,8 +96,8 @@ def modules() -> list[Extension]:
         },
     )
     for module in found:
-        module.depends = HEADERS + SOURCES  # linked anew; Cython would write all of them anew
+        module.depends = [*HEADERS, *SOURCES]  # linked anew; if Cython knew, it would write all of them anew
     return found
 
 
-setup(cmdclass={"build_clib": Library, "build_ext": Build}, libraries=[CORE], ext_modules=modules())
+setup(cmdclass={"build_ext": Build}, ext_modules=modules())
