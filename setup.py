@@ -18,6 +18,7 @@ FLAGS = ["-std=c11", "-D_GNU_SOURCE", "-O3", "-g", "-Wall", "-Wextra", "-Wno-unu
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-O1"] if SANITIZE else []
 LIBRARY = "kvstore_core"
 SOURCES = sorted(map(str, Path("csrc/c").glob("*.c")))
+MODULES = Path("csrc/kvstore/_core").glob("*.pyx")
 HEADERS = [str(path) for path in [*Path("csrc").rglob("*.h"), *Path("csrc").rglob("*.pxd")]]
 
 
@@ -85,7 +86,7 @@ def modules() -> list[Extension]:
         "extra_link_args": ["-pthread", "-lm", *SANITIZERS],
     }
     found = cythonize(
-        [Extension("kvstore._core.*", ["csrc/kvstore/_core/*.pyx"], **options)],
+        [Extension(f"kvstore._core.{path.stem}", [str(path)], **options) for path in sorted(MODULES)],
         include_path=["csrc"],
         language_level=3,
         compiler_directives={
