@@ -159,3 +159,17 @@ class Arrivals:
         if waiting is None and not drop_unwritten:  # no write-back is coming that could make room
             return self._promote(far, deadline_us, True)
         return None, waiting
+
+
+def bring(namespace: Namespace, store: BlockStore, keys: Keys, terms: Terms) -> None:
+    """Bring the stored prefix near as for a lease, which waits for room too, and let go of it. It is no use of the
+    blocks. Errors: LimitExceeded."""
+    with store.lock:
+        grip = namespace.lease_again(keys, None)
+    come = Arrivals(namespace, store, keys, grip, terms)
+    try:
+        while come.next():
+            pass
+    finally:
+        come.leave()
+        come.grip.release()

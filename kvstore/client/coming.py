@@ -74,8 +74,10 @@ class Coming:
                 self._pause.wait(LOOK_S)
             if not self.grip.advance():
                 self._again()
-            if was_done and self.grip.num_near <= num_near:
-                return False
+            if was_done:
+                self.settle()  # an eviction may be looking at what has come
+                if self.grip.num_near <= num_near:
+                    return False
         return True
 
     def _ask_for_later(self) -> None:

@@ -9,7 +9,9 @@ from collections.abc import Callable
 import grpc
 from google.protobuf.message import Message
 
+from kvstore.arrivals import Terms, bring
 from kvstore.block import Match
+from kvstore.checks import prefill_rate
 from kvstore.config import Config
 from kvstore.errors import KVStoreError
 from kvstore.events import IDLE_MS
@@ -131,10 +133,9 @@ class Control:
         left_ms = remaining_ms(context, wanted_ms, self._limits.call_ms_max)
         with self._held.long_call(caller.client):
             keys, rate = opened.keys(request.keys), rate_of(request)
-            arriving = opened.namespace.prefetch(keys, self._store.near.name, left_ms, prefill_tokens_per_s=rate)
-            if self._store.clock.wait(arriving, int(left_ms * 1000)):
-                return match_reply(arriving.result())
-            return match_reply(opened.namespace.peek(keys, rate))
+            deadline_us = self._store.clock.now_us() + int(left_ms * 1000)
+            bring(opened.namespace, self._store, keys, Terms(deadline_us, prefill_rate(rate)))
+            return match_reply(opened.namespace.match(keys, prefill_tokens_per_s=rate))
 
     def remove(self, caller: Caller, request: pb.RemoveRequest, _: grpc.ServicerContext) -> Message:
         """As the protocol says."""

@@ -194,7 +194,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "service.hints": {"hint", "service.calls", "service.identity", "service.namespaces", "v1.kvstore_pb2"},
     "service.statistics": {"service.attaching", "service.identity", "service.limits", "store"},
     "service.control": {
-        *("config", "events", "namespace", "service.attaching", "service.calls", "service.hints"),
+        *("arrivals", "checks", "config", "events", "namespace", "service.attaching", "service.calls", "service.hints"),
         *(
             "service.identity",
             "service.limits",

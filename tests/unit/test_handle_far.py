@@ -18,6 +18,7 @@ from store_helpers import (
 )
 
 from kvstore import Lookup
+from kvstore.arrivals import Terms, bring
 from kvstore.tiers.base import Outcome
 from kvstore.tiers.disk import DiskTier
 
@@ -321,3 +322,36 @@ def test_a_flipped_byte_in_a_segment_file_is_a_miss(tmp_path):
     with opened() as store:
         ns = store.namespace(make_spec())
         assert all_right(keys, ns.get(keys)[1])
+
+
+def test_bringing_waits_for_room_as_a_lease_does():
+    """A prefetch takes what room there is; who waits for the blocks waits for write-back to make it."""
+
+    class MeddlingClock(FakeClock):
+        meddle = staticmethod(lambda: None)
+
+        def wait(self, future, timeout_us):
+            meddle, self.meddle = self.meddle, lambda: None
+            meddle()
+            return super().wait(future, timeout_us)
+
+    clock, far = MeddlingClock(), ObedientTier(64 * BLOCK)
+    store = make_store(4, far, clock=clock)
+    ns = store.namespace(make_spec())
+    keys = put_chain(ns, 2, prompt=1)
+    settle(store)
+    far.holding = True
+    put_chain(ns, 2, prompt=2)
+    settle(store)
+    leased = ns.lease(put_chain(ns, 2, prompt=3))
+    assert ns.prefetch(keys).result(0).by_tier == {"far": 2}  # all that is near is being written, or leased
+
+    def meddle():
+        far.let_go()
+        settle(store)
+
+    clock.meddle = meddle
+    bring(ns, store, keys, Terms(clock.now_us() + 1_000_000, None))
+    assert ns.match(keys).by_tier == {"host": 2}
+    leased.release()
+    assert store.stats()["lookups"]["leases_in_use"] == 0
