@@ -75,8 +75,8 @@ class Build(build_ext):
             done = pool.map(lambda source: self.compiler.compile([source], self.build_temp, **options), SOURCES)
             objects = [target for targets in done for target in targets]
         self.compiler.create_static_lib(objects, LIBRARY, output_dir=self.build_temp)
-        for module in self.extensions:
-            module.libraries, module.library_dirs = [LIBRARY], [self.build_temp]
+        for module in self.extensions:  # as an object: a library that has changed would be no reason to link
+            module.extra_objects = [self.compiler.library_filename(LIBRARY, output_dir=self.build_temp)]
 
 
 def modules() -> list[Extension]:

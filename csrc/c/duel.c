@@ -5,7 +5,7 @@
 
 #define HALF_LIFE_TICKS (1800 * 62.5)
 #define LEAD_BLOCKS 100.0  /* by so many hits and */
-#define LEAD_SHARE 0.005   /* so many of those asked for LRU has to be ahead */
+#define LEAD_SHARE 0.001   /* so many of those asked for LRU has to be ahead */
 #define HOLD_TICKS 18750u  /* five minutes, twice as long each time, up to */
 #define HOLD_TICKS_MAX 300000u
 
