@@ -21,7 +21,6 @@
 #define RETRY_TICKS 62u        /* a second: a lookup so soon after another may be the same one */
 #define HELD_TICKS 62u         /* leased candidates are not offered again for so long */
 #define HELD_MAX 256           /* of them are listed again in one call */
-#define CANDIDATES 8           /* the longest unasked of so many is forgotten */
 #define FREQ_MAX 255
 #define PREFETCH 8
 
@@ -131,32 +130,6 @@ static void gittins_tend(kv_index *index) {
 
 /* ---- what is known ---- */
 
-static uint32_t age_of(const kv_ranks *ranks, uint32_t cohort) {
-    return ranks->now - ranks->cohorts.cohorts[cohort].time;
-}
-
-static void forget_one(kv_ranks *ranks) {
-    uint32_t numbers[CANDIDATES], num = kv_known_candidates(&ranks->knowledge, numbers, CANDIDATES);
-    uint32_t oldest = 0, oldest_age = 0; /* none of this very moment: the request under way may still need it */
-    for (uint32_t i = 0; i < num; i++) {
-        const uint32_t age = age_of(ranks, known_at(ranks, numbers[i])->cohort);
-        if (age > oldest_age) oldest = numbers[i], oldest_age = age;
-    }
-    if (oldest == 0) return;
-    kv_cohort_part(&ranks->cohorts, known_at(ranks, oldest)->cohort, KV_PART_FORGOTTEN);
-    kv_known_forget(&ranks->knowledge, oldest);
-}
-
-static uint32_t add_known(kv_ranks *ranks, uint64_t fingerprint) {
-    uint32_t number = kv_known_add(&ranks->knowledge, fingerprint);
-    if (number == 0) {
-        forget_one(ranks);
-        number = kv_known_add(&ranks->knowledge, fingerprint);
-    }
-    if (number) known_at(ranks, number)->pace_ds = KV_PACE_UNKNOWN;
-    return number;
-}
-
 static uint64_t fingerprint_of(const kv_index *index, uint32_t id) {
     uint8_t key[KV_KEY_NBYTES];
     kv_record_key(&index->records[id], key);
@@ -198,7 +171,7 @@ static void attach(kv_index *index, uint32_t id) {
     if (number == 0) {
         const kv_traits nothing = {KV_PACE_UNKNOWN, 1, {.output_tokens = UINT32_MAX}};
         kv_run run = run_of(&nothing, 0);
-        number = add_known(ranks, fingerprint);
+        number = kv_gittins_remember(ranks, fingerprint);
         if (number == 0) return;
         known_at(ranks, number)->freq = 1;
         join_run(ranks, &run, number);
@@ -341,7 +314,7 @@ static void gittins_asked(kv_index *index, const kv_request *request) {
             /* A chain that names a block twice finds the one that it has just added. */
             number = kv_known_find(&ranks->knowledge, home);
             if (number == 0) {
-                number = add_known(ranks, home);
+                number = kv_gittins_remember(ranks, home);
                 if (number == 0) continue;
                 known_at(ranks, number)->freq = 1;
                 join_run(ranks, &run, number);

@@ -29,6 +29,13 @@ static inline uint32_t cohort_of(const kv_ranks *ranks, uint32_t id) {
     return number ? known_at(ranks, number)->cohort : ranks->stray;
 }
 
+/* How long ago, in ticks, its blocks were asked for. */
+static inline uint32_t age_of(const kv_ranks *ranks, uint32_t cohort) {
+    return ranks->now - ranks->cohorts.cohorts[cohort].time;
+}
+
+/* A block that is not known, from now on known; 0 when there is no room, and nothing that may be forgotten. */
+uint32_t kv_gittins_remember(kv_ranks *ranks, uint64_t fingerprint);
 uint32_t kv_gittins_coldest(const kv_index *index, enum kv_tier tier, uint32_t after);
 uint32_t kv_gittins_level(const kv_index *index, uint32_t id);
 int kv_gittins_check(const kv_index *index, uint64_t near_listed, uint64_t far_listed);
