@@ -23,6 +23,17 @@ from kvstore.tiers.base import Outcome
 from kvstore.tiers.disk import DiskTier
 
 
+class MeddlingClock(FakeClock):
+    """Something happens, once, as soon as somebody waits."""
+
+    meddle = staticmethod(lambda: None)
+
+    def wait(self, future, timeout_us):
+        meddle, self.meddle = self.meddle, lambda: None
+        meddle()
+        return super().wait(future, timeout_us)
+
+
 def test_prefetch_brings_far_blocks_near():
     far = ObedientTier(64 * BLOCK)
     store = make_store(4, far, clock=FakeClock())
@@ -60,14 +71,6 @@ def test_prefetch_of_a_store_that_closes_ends():
 
 def test_a_get_copies_no_more_than_there_was_when_it_began():
     """While it waits its prefix is removed, and a longer one put."""
-
-    class MeddlingClock(FakeClock):
-        meddle = staticmethod(lambda: None)
-
-        def wait(self, future, timeout_us):
-            meddle, self.meddle = self.meddle, lambda: None
-            meddle()
-            return super().wait(future, timeout_us)
 
     clock, far = MeddlingClock(), ObedientTier(64 * BLOCK)
     store = make_store(8, far, clock=clock)
@@ -326,14 +329,6 @@ def test_a_flipped_byte_in_a_segment_file_is_a_miss(tmp_path):
 
 def test_bringing_waits_for_room_as_a_lease_does():
     """A prefetch takes what room there is; who waits for the blocks waits for write-back to make it."""
-
-    class MeddlingClock(FakeClock):
-        meddle = staticmethod(lambda: None)
-
-        def wait(self, future, timeout_us):
-            meddle, self.meddle = self.meddle, lambda: None
-            meddle()
-            return super().wait(future, timeout_us)
 
     clock, far = MeddlingClock(), ObedientTier(64 * BLOCK)
     store = make_store(4, far, clock=clock)
