@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from store_helpers import SECOND_US, FakeClock, ObedientTier, make_store, payload, settle
+from store_helpers import MIB, SECOND_US, FakeClock, ObedientTier, make_store, payload, settle
 
 from kvstore import Hint, NamespaceSpec
 from kvstore.policy import is_full
 from kvstore.store import BlockStore
+from kvstore.tiers.disk import DiskTier
 
 BLOCK = 4096
 LENGTH = 4  # blocks of a prompt
@@ -118,3 +120,16 @@ def test_a_sixty_fourth_of_room_is_none(used: int, full: bool) -> None:
 def test_a_tier_is_full_when_no_block_fits_and_when_it_is_not_there() -> None:
     assert is_full(91, 100, 10) and not is_full(90, 100, 10)
     assert is_full(0, 0, 1)
+
+
+def test_what_is_to_be_durable_is_written_whatever_it_is_worth(tmp_path: Path) -> None:
+    far = DiskTier(tmp_path, capacity_nbytes=16 * MIB)
+    with make_store(16, far, block_nbytes=BLOCK, eviction="gittins", far_chance_min=1.0) as store:
+        store.mover.start()
+        namespace = store.namespace(NamespaceSpec(model="m", block_nbytes=BLOCK, block_tokens=1))
+        keys = namespace.keys(np.arange(4, dtype=np.uint32))
+        assert namespace.put(keys, payload(keys, BLOCK)).stored == 4 and store.flush()
+        stats = store.stats()
+        assert (stats["policy"]["unworthy_blocks"], stats["mover"]["written_blocks"]) == (4, 0)
+        assert namespace.put(keys, payload(keys, BLOCK), durable=True).durable
+        assert store.stats()["mover"]["written_blocks"] == 4
